@@ -1,0 +1,21 @@
+"""BERT in JAX and Equinox.
+
+With `EQXBERT_TYPECHECK=1` in the environment before the import, the shapes and dtypes in every
+signature are checked at each call (by jaxtyping and beartype).
+"""
+
+import os as _os
+
+if _os.environ.get("EQXBERT_TYPECHECK") == "1":
+    from jaxtyping import install_import_hook as _install_import_hook
+
+    _install_import_hook("eqxbert", "beartype.beartype")
+
+from . import convert as convert
+from . import nn as nn
+from .config import BertConfig as BertConfig
+from .models import BertModel as BertModel
+from .text import SentenceEncoder as SentenceEncoder
+from .text import Tokenizer as Tokenizer
+
+__version__ = "0.1.0"

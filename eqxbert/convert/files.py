@@ -1,0 +1,181 @@
+"""Finding a checkpoint's files: in a local folder, or in a repository of the Hugging Face hub."""
+
+import dataclasses
+import os
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a checkpoint's files are, and how to reach them.
+
+    - `folder`: the local folder, or None if the files are on the hub.
+    - `repository`: the hub's name for them, such as "google-bert/bert-base-uncased".
+    - `subfolder`: the folder inside of either.
+    - `hub_options`: what else `huggingface_hub.hf_hub_download` is told.
+    """
+
+    folder: Path | None
+    repository: str
+    subfolder: str
+    hub_options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        path_or_id: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str = "",
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> "Location":
+        """The location of a local folder, if there is one of that name, or of a repository.
+
+        **Raises:** `FileNotFoundError` if there is no such folder and the name cannot be a
+        repository's; `NotADirectoryError` if it is a file; `ValueError` for a `subfolder` that
+        leads out of the folder.
+        """
+        if not is_inside(subfolder):
+            raise ValueError(f"subfolder {subfolder!r} leads out of the checkpoint's folder.")
+        options = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+        name, path = os.fspath(path_or_id), Path(path_or_id).expanduser()
+        if path.is_dir():
+            return cls(path / subfolder, name, subfolder, options)
+        if path.exists():
+            raise NotADirectoryError(
+                f"{name} is a file. Give the folder that holds it and its config.json."
+            )
+        looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+        if looks_local or not name or "\\" in name or isinstance(path_or_id, Path):
+            raise FileNotFoundError(f"There is no folder {name!r} here.")
+        return cls(None, name, subfolder, options)
+
+    def child(self, subfolder: str) -> "Location":
+        """The location of a folder inside this one.
+
+        **Raises:** `ValueError` if it leads out of this one.
+        """
+        if not is_inside(subfolder):
+            raise ValueError(f"{self}: the folder {subfolder!r} leads out of it.")
+        return dataclasses.replace(
+            self,
+            folder=None if self.folder is None else self.folder / subfolder,
+            subfolder=str(PurePosixPath(self.subfolder, subfolder)) if subfolder else self.subfolder,
+        )
+
+    def find(self, name: str) -> Path | None:
+        """The local path of a file, downloaded if need be; None if there is none of that name.
+
+        **Raises:** `ConnectionError` if the hub cannot be reached and the file is not in its cache;
+        `FileNotFoundError` if the hub has no such repository or does not show it.
+        """
+        if self.folder is None:
+            return _download(self, name)
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def require(self, name: str, why: str) -> Path:
+        """The local path of a file.
+
+        **Raises:** `FileNotFoundError` with `why` it is needed if there is none.
+        """
+        path = self.find(name)
+        if path is None:
+            raise FileNotFoundError(f"{self} has no {name}, {why}.{self._what_is_there()}")
+        return path
+
+    def _what_is_there(self) -> str:
+        if self.folder is None:
+            return ""
+        if not self.folder.is_dir():
+            return f" There is no folder {self.folder}."
+        names = sorted(path.name for path in self.folder.iterdir())
+        return f" It has {', '.join(names[:20])}." if names else " It is empty."
+
+    def __str__(self) -> str:
+        if self.folder is not None:
+            return str(self.folder)
+        return self.repository + (f"/{self.subfolder}" if self.subfolder else "")
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path, from a file that may be hostile, stays in its folder."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return not (path.startswith(("/", "\\")) or ".." in parts or any(":" in p for p in parts))
+
+
+def _download(location: Location, name: str) -> Path | None:
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"There is no folder {location.repository!r} here, and fetching it from the Hugging "
+            "Face hub needs the package huggingface_hub: pip install 'eqxbert[text]'."
+        ) from error
+
+    try:
+        path = hub.hf_hub_download(
+            location.repository,
+            name,
+            subfolder=location.subfolder or None,
+            **location.hub_options,
+        )
+        return Path(path)
+    except errors.LocalEntryNotFoundError as error:
+        if _known_to_be_absent(location, name):
+            return None
+        raise ConnectionError(
+            f"{name} of {location} is not in the local cache, and the Hugging Face hub cannot be "
+            "reached (or is switched off, by HF_HUB_OFFLINE or local_files_only). If a local folder "
+            f"was meant: there is no folder {location.repository!r} here. ({error})"
+        ) from error
+    except errors.EntryNotFoundError:
+        return None
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{location} has no revision {location.hub_options['revision']!r}."
+        ) from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{location} is gated: ask for access on its page and pass token=... ({error})"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no folder {location.repository!r} here, and the Hugging Face hub has no "
+            "repository of that name that it would show you. For a private one, pass token=..."
+        ) from error
+    except errors.HFValidationError as error:
+        raise FileNotFoundError(
+            f"There is no folder {location.repository!r} here, and it cannot be the name of a "
+            f"repository: {error}"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise ConnectionError(f"Fetching {name} of {location} failed: {error}") from error
+
+
+def _known_to_be_absent(location: Location, name: str) -> bool:
+    """Whether the cache, which is all there is offline, has noted that the file does not exist, or
+    holds other files of the same revision (then the absent one is most likely not there either).
+    """
+    import huggingface_hub as hub
+
+    options = {
+        "cache_dir": location.hub_options["cache_dir"],
+        "revision": location.hub_options["revision"],
+    }
+    path = str(PurePosixPath(location.subfolder, name))
+    if hub.try_to_load_from_cache(location.repository, path, **options) is not None:
+        return True
+    config = str(PurePosixPath(location.subfolder, "config.json"))
+    found = hub.try_to_load_from_cache(location.repository, config, **options)
+    return name != "config.json" and isinstance(found, str)

@@ -1,0 +1,139 @@
+"""The one table of names: where each part of an eqxbert model stands in a Hugging Face checkpoint.
+
+A *path* is a place in the tree (`encoder.layers.3.attention.query.weight`), a *name* is a key of a
+PyTorch checkpoint (`encoder.layer.3.attention.self.query.weight`). Both are used here without the
+`bert.` that precedes them in models with a head; `path_to_name` puts it back.
+"""
+
+import re
+from collections.abc import Iterable
+
+# (path of a module or array, its name). What follows, such as `.weight`, is the same on both sides.
+_TABLE = (
+    ("embeddings.word", "embeddings.word_embeddings"),
+    ("embeddings.position", "embeddings.position_embeddings"),
+    ("embeddings.token_type", "embeddings.token_type_embeddings"),
+    ("embeddings.norm", "embeddings.LayerNorm"),
+    ("encoder.layers.{i}.attention.query", "encoder.layer.{i}.attention.self.query"),
+    ("encoder.layers.{i}.attention.key", "encoder.layer.{i}.attention.self.key"),
+    ("encoder.layers.{i}.attention.value", "encoder.layer.{i}.attention.self.value"),
+    (
+        "encoder.layers.{i}.attention.distance",
+        "encoder.layer.{i}.attention.self.distance_embedding",
+    ),
+    ("encoder.layers.{i}.attention.output", "encoder.layer.{i}.attention.output.dense"),
+    ("encoder.layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
+    ("encoder.layers.{i}.cross_attention.query", "encoder.layer.{i}.crossattention.self.query"),
+    ("encoder.layers.{i}.cross_attention.key", "encoder.layer.{i}.crossattention.self.key"),
+    ("encoder.layers.{i}.cross_attention.value", "encoder.layer.{i}.crossattention.self.value"),
+    (
+        "encoder.layers.{i}.cross_attention.distance",
+        "encoder.layer.{i}.crossattention.self.distance_embedding",
+    ),
+    ("encoder.layers.{i}.cross_attention.output", "encoder.layer.{i}.crossattention.output.dense"),
+    (
+        "encoder.layers.{i}.cross_attention_norm",
+        "encoder.layer.{i}.crossattention.output.LayerNorm",
+    ),
+    ("encoder.layers.{i}.feed_forward.intermediate", "encoder.layer.{i}.intermediate.dense"),
+    ("encoder.layers.{i}.feed_forward.output", "encoder.layer.{i}.output.dense"),
+    ("encoder.layers.{i}.feed_forward_norm", "encoder.layer.{i}.output.LayerNorm"),
+    ("pooler.dense", "pooler.dense"),
+    ("lm_head.dense", "cls.predictions.transform.dense"),
+    ("lm_head.norm", "cls.predictions.transform.LayerNorm"),
+    ("lm_head.decoder", "cls.predictions.decoder"),
+    ("lm_head.bias", "cls.predictions.bias"),
+    ("nsp_head", "cls.seq_relationship"),
+    ("classifier", "classifier"),
+    ("qa_outputs", "qa_outputs"),
+    # The Dense module of sentence-transformers, which has a file of its own.
+    ("linear", "linear"),
+    ("residual", "residual"),
+)
+
+# Before every name, put there by whatever wrapped the model when it was saved.
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.", "0.auto_model.", "0.model.")
+
+# Buffers and leftovers of training, which hold nothing of the model.
+_IGNORED = re.compile(
+    r"embeddings\.(position_ids|token_type_ids)"
+    r"|(.*[./])?(adam_m|adam_v|global_step|beta1_power|beta2_power)"
+    r"|AdamWeightDecayOptimizer.*"
+)
+
+_LEGACY_SPELLINGS = (
+    # TensorFlow's names for the parameters of a LayerNorm; nothing else is renamed by them.
+    (re.compile(r"(?<=LayerNorm)\.gamma$"), ".weight"),
+    (re.compile(r"(?<=LayerNorm)\.beta$"), ".bias"),
+    # NVIDIA's fused linear maps.
+    (re.compile(r"(?<=\.)dense_act(?=\.)"), "dense"),
+    # PEFT keeps the original weight of an adapted map one level deeper.
+    (re.compile(r"\.base_layer(?=\.)"), ""),
+)
+
+
+def _compile(patterns: Iterable[tuple[str, str]]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Each pattern as a regular expression, with the template that replaces what it matches."""
+    compiled = []
+    for pattern, replacement in patterns:
+        expression = re.escape(pattern).replace(r"\{i\}", r"(\d+)")
+        compiled.append((re.compile(rf"{expression}(?=\.|$)"), replacement.replace("{i}", r"\1")))
+    return tuple(compiled)
+
+
+_TO_NAME = _compile(_TABLE)
+_TO_PATH = _compile((name, path) for path, name in _TABLE)
+
+
+def path_to_name(path: str) -> str:
+    """The PyTorch name of the array at `path`, with `bert.` where `path` begins with it.
+
+    **Raises:** `KeyError` if the table has no row for it.
+    """
+    prefix = "bert." if path.startswith("bert.") else ""
+    return prefix + _apply(_TO_NAME, path.removeprefix(prefix))
+
+
+def name_to_path(name: str) -> str:
+    """The path of what a checkpoint calls `name`, a canonical name (see `canonical_names`).
+
+    **Raises:** `KeyError` if the table has no row for it.
+    """
+    return _apply(_TO_PATH, name)
+
+
+def _apply(table: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
+    for expression, template in table:
+        if match := expression.match(text):
+            return match.expand(template) + text[match.end() :]
+    raise KeyError(text)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a canonical name stands for nothing that a model could hold."""
+    return _IGNORED.fullmatch(name) is not None
+
+
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Maps each name of a checkpoint to its canonical form: in today's spelling, without the
+    prefixes that wrappers add, and without `bert.`.
+
+    From an encoder-decoder's checkpoint the encoder is taken.
+    """
+    names = list(names)
+    canonical = {name: _strip_wrappers(name) for name in names}
+    if any(name.startswith("encoder.embeddings.") for name in canonical.values()):
+        canonical = {key: name.removeprefix("encoder.") for key, name in canonical.items()}
+    return {key: _respell(name.removeprefix("bert.")) for key, name in canonical.items()}
+
+
+def _strip_wrappers(name: str) -> str:
+    while prefix := next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _respell(name: str) -> str:
+    for expression, replacement in _LEGACY_SPELLINGS:
+        name = expression.sub(replacement, name)
+    return name

@@ -1,0 +1,79 @@
+"""Checks of what is given to a model, and its conversion to what the encoder works with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from ..nn import causal_mask, key_mask, pair_mask
+
+
+def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
+    """Checks that `ids` are integers from 0 up to, but not including, `limit`.
+
+    Values are checked where they are known, that is outside `jax.jit`. (Inside, an id outside the
+    range makes a row of NaN.)
+
+    **Raises:** `ValueError` that names the argument, the value and the limit.
+    """
+    if not isinstance(ids, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{name} must be an array of integers, got {type(ids).__name__}. Text goes through "
+            "eqxbert.Tokenizer or eqxbert.SentenceEncoder; lists through numpy.array(...)."
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name} must hold integers, got an array of {ids.dtype}.")
+    if isinstance(ids, jax.core.Tracer) or ids.size == 0:
+        return
+    values = np.asarray(ids)
+    wrong = values[(values < 0) | (values >= limit)]
+    if wrong.size:
+        raise ValueError(
+            f"{name} contains {wrong.flat[0]}, but valid ids are 0 to {limit - 1} ({limit_name} is "
+            f"{limit}). {wrong.size} of {values.size} ids are out of range."
+        )
+
+
+def check_shape(name: str, array: Any, *expected: tuple[int, ...]) -> None:
+    """Checks that `array` has one of the `expected` shapes.
+
+    **Raises:** `ValueError` that names the argument, its shape and what was expected.
+    """
+    if array.shape not in expected:
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)}, expected {' or '.join(map(str, expected))}."
+        )
+
+
+def attention_mask_for_scores(
+    attention_mask: Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | None,
+    batch_seq: tuple[int, ...],
+    *,
+    causal: bool,
+) -> Bool[Array, "..."] | None:
+    """The boolean mask for attention scores of shape `(*batch, heads, seq, seq)`.
+
+    **Arguments:**
+
+    - `attention_mask`: of shape `(*batch, seq)`, marking the tokens that may be attended to, or
+        `(*batch, seq, seq)`, marking for each token those it may attend to. None means all.
+    - `batch_seq`: the shape of the token ids.
+    - `causal`: whether, besides, no token may attend to later ones.
+
+    **Raises:** `ValueError` if the mask has another shape or holds neither booleans nor integers.
+    """
+    seq = batch_seq[-1]
+    causality = causal_mask(seq, seq) if causal else None
+    if attention_mask is None:
+        return causality
+    if not (attention_mask.dtype == bool or jnp.issubdtype(attention_mask.dtype, jnp.integer)):
+        raise ValueError(
+            "attention_mask must be boolean or integer (1 or True: may be attended to), got "
+            f"{attention_mask.dtype}. An additive mask becomes one by `mask == 0`."
+        )
+    check_shape("attention_mask", attention_mask, batch_seq, (*batch_seq, seq))
+    may_attend = jnp.asarray(attention_mask) != 0
+    mask = key_mask(may_attend) if may_attend.ndim == len(batch_seq) else pair_mask(may_attend)
+    return mask if causality is None else mask & causality

@@ -1,0 +1,19 @@
+"""What several blocks need to say about dtypes and shapes."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+from numpy import dtype
+
+
+def accumulation_dtype(x: Shaped[Array, "..."]) -> dtype:
+    """The dtype sums over `x` are taken in: that of `x`, but never less than float32."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def align_trailing(x: Shaped[Array, "..."], to: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """`x` with leading axes of size 1, so that its last axes line up with those of `to`.
+
+    NumPy's broadcasting would add them silently; they are spelled out so that the library also runs under
+    `jax_numpy_rank_promotion="raise"`.
+    """
+    return jnp.reshape(x, (1,) * (to.ndim - x.ndim) + x.shape)

@@ -1,0 +1,235 @@
+"""Scaled dot-product attention ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762)): the mathematics as pure
+functions, and the module that wires them to weights.
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from ._numerics import accumulation_dtype, align_trailing
+from .dropout import dropout
+from .embedding import Embedding
+from .linear import Linear
+
+PositionType = Literal["absolute", "relative_key", "relative_key_query"]
+
+
+def dot_product_attention(
+    query: Float[Array, "*batch q_seq heads head_size"],
+    keys: Float[Array, "*batch kv_seq heads head_size"],
+    values: Float[Array, "*batch kv_seq heads head_size"],
+    mask: Bool[Array, "..."] | None = None,
+    *,
+    bias: Float[Array, "..."] | None = None,
+    head_mask: Float[Array, " heads"] | None = None,
+    dropout_rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    return_weights: bool = False,
+) -> tuple[
+    Float[Array, "*batch q_seq heads head_size"],
+    Float[Array, "*batch heads q_seq kv_seq"] | None,
+]:
+    """Each query's mean of the values, weighted by `softmax(query · keys / sqrt(head_size) + bias)` over the keys it
+    may attend to.
+
+    Scores and softmax are computed in at least float32.
+
+    **Arguments:**
+
+    - `query`, `keys`, `values`: what asks, what is compared with, and what is averaged.
+    - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq, kv_seq)`. None means
+        everywhere. A query that may attend to nothing gets zeros, with zero gradients.
+    - `bias`: added to the scaled scores; broadcastable like `mask`.
+    - `head_mask`: a factor for each head's weights, applied after dropout.
+    - `dropout_rate`, `key`: dropout on the weights, each element on its own; none without a key.
+    - `return_weights`: whether the weights, as they were applied, are returned too.
+
+    **Returns:** the context of each query, and the weights or None.
+    """
+    dtype = accumulation_dtype(query)
+    scores = jnp.einsum("...qhd,...khd->...hqk", query, keys, preferred_element_type=dtype)
+    scores = scores * query.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + align_trailing(bias.astype(dtype), scores)
+    if mask is not None:
+        mask = align_trailing(mask, scores)
+        scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+
+    # The softmax's division is put off until after the product with the values, where there is far less to divide.
+    largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    exponentials = jnp.exp(scores - largest)
+    inverse_total = 1 / jnp.sum(exponentials, axis=-1, keepdims=True)
+    if mask is not None:
+        inverse_total = jnp.where(jnp.any(mask, axis=-1, keepdims=True), inverse_total, 0)
+    factor = inverse_total if head_mask is None else inverse_total * align_trailing(
+        head_mask.astype(dtype)[:, None, None], scores
+    )
+    exponentials = dropout(exponentials, dropout_rate, key)
+
+    context = jnp.einsum(
+        "...hqk,...khd->...qhd",
+        exponentials.astype(values.dtype),
+        values,
+        preferred_element_type=dtype,
+    )
+    context = context * jnp.swapaxes(factor, -2, -3)  # (*batch, q_seq, heads, 1)
+    weights = (exponentials * factor).astype(query.dtype) if return_weights else None
+    return context.astype(query.dtype), weights
+
+
+def relative_position_scores(
+    x: Float[Array, "*batch q_seq heads head_size"],
+    table: Float[Array, "distances head_size"],
+    kv_seq: int,
+) -> Float[Array, "*batch heads q_seq kv_seq"]:
+    """The product of every position's vector with the embedding of its distance to every key position
+    ([Shaw et al., 2018](https://arxiv.org/abs/1803.02155)).
+
+    **Arguments:**
+
+    - `x`: the vectors, in the order of their positions 0, 1, ...
+    - `table`: row `d` embeds the distance `d - (distances - 1) / 2` between query and key position.
+    - `kv_seq`: the number of key positions.
+    """
+    zero_distance = table.shape[0] // 2
+    distances = jnp.arange(x.shape[-3])[:, None] - jnp.arange(kv_seq)[None, :]
+    embedded = table[distances + zero_distance]
+    return jnp.einsum(
+        "...qhd,qkd->...hqk", x, embedded, preferred_element_type=accumulation_dtype(x)
+    )
+
+
+class Attention(eqx.Module):
+    """Multi-head attention: projections to query, keys and values, attention in each head, and a projection back."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    distance: Embedding | None
+    num_heads: int = eqx.field(static=True)
+    dropout_rate: float = eqx.field(static=True)
+    position_type: PositionType = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        dropout_rate: float = 0.0,
+        position_type: PositionType = "absolute",
+        max_positions: int | None = None,
+        initializer_range: float = 0.02,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `hidden_size`: the size of input and output; `num_heads` must divide it.
+        - `num_heads`: the number of heads.
+        - `dropout_rate`: the probability with which an attention weight is dropped in training.
+        - `position_type`: "absolute" if positions are embedded in the input. With "relative_key" the scores also see an
+            embedding of the distance between query and key, from the query's side; with "relative_key_query" from both
+            sides ([Huang et al., 2020](https://arxiv.org/abs/2009.13658)).
+        - `max_positions`: the longest sequence, needed for the relative types.
+        - `initializer_range`: standard deviation of the initial weights.
+        - `key`: a PRNG key for the weights.
+
+        **Raises:** `ValueError` if `num_heads` does not divide `hidden_size`, for an unknown `position_type`, and for a
+        relative one without `max_positions`.
+        """
+        if hidden_size % num_heads != 0:
+            raise ValueError(
+                f"hidden_size ({hidden_size}) must be a multiple of num_heads ({num_heads}); the remainder is "
+                f"{hidden_size % num_heads}."
+            )
+        if position_type not in ("absolute", "relative_key", "relative_key_query"):
+            raise ValueError(
+                f"Unknown position type {position_type!r}. Known are: absolute, relative_key, relative_key_query."
+            )
+        query_key, key_key, value_key, output_key, distance_key = jax.random.split(key, 5)
+
+        def linear(key: PRNGKeyArray) -> Linear:
+            return Linear(hidden_size, hidden_size, initializer_range=initializer_range, key=key)
+
+        self.query = linear(query_key)
+        self.key = linear(key_key)
+        self.value = linear(value_key)
+        self.output = linear(output_key)
+        if position_type == "absolute":
+            self.distance = None
+        elif max_positions is None:
+            raise ValueError(f"position_type {position_type!r} needs max_positions, the longest sequence.")
+        else:
+            self.distance = Embedding(
+                2 * max_positions - 1,
+                hidden_size // num_heads,
+                initializer_range=initializer_range,
+                key=distance_key,
+            )
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        self.position_type = position_type
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch q_seq hidden"],
+        mask: Bool[Array, "..."] | None = None,
+        *,
+        key_value_states: Float[Array, "*batch kv_seq hidden"] | None = None,
+        head_mask: Float[Array, " heads"] | None = None,
+        return_weights: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[
+        Float[Array, "*batch q_seq hidden"], Float[Array, "*batch heads q_seq kv_seq"] | None
+    ]:
+        """**Arguments:**
+
+        - `x`: what attends.
+        - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq, kv_seq)`.
+        - `key_value_states`: what is attended to (cross-attention); `x` itself if None.
+        - `head_mask`: a factor for each head.
+        - `return_weights`: whether the attention weights are returned too.
+        - `key`: a PRNG key for dropout; without one there is none.
+
+        **Returns:** the output, and the weights or None.
+        """
+        attended = x if key_value_states is None else key_value_states
+        query = self._split_heads(self.query(x))
+        keys = self._split_heads(self.key(attended))
+        values = self._split_heads(self.value(attended))
+        context, weights = dot_product_attention(
+            query,
+            keys,
+            values,
+            mask,
+            bias=self._position_bias(query, keys),
+            head_mask=head_mask,
+            dropout_rate=self.dropout_rate,
+            key=key,
+            return_weights=return_weights,
+        )
+        return self.output(jnp.reshape(context, x.shape)), weights
+
+    def _split_heads(
+        self, x: Float[Array, "*batch seq hidden"]
+    ) -> Float[Array, "*batch seq heads head_size"]:
+        return jnp.reshape(x, (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads))
+
+    def _position_bias(
+        self,
+        query: Float[Array, "*batch q_seq heads head_size"],
+        keys: Float[Array, "*batch kv_seq heads head_size"],
+    ) -> Float[Array, "*batch heads q_seq kv_seq"] | None:
+        if self.distance is None:
+            return None
+        table = self.distance.weight
+        bias = relative_position_scores(query, table, keys.shape[-3])
+        if self.position_type == "relative_key_query":
+            # The same distances seen from the keys: key position minus query position, hence the reversed table.
+            from_keys = relative_position_scores(keys, table[::-1], query.shape[-3])
+            bias = bias + jnp.swapaxes(from_keys, -1, -2)
+        return bias * query.shape[-1] ** -0.5
