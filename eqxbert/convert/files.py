@@ -69,7 +69,9 @@ class Location:
         return dataclasses.replace(
             self,
             folder=None if self.folder is None else self.folder / subfolder,
-            subfolder=str(PurePosixPath(self.subfolder, subfolder)) if subfolder else self.subfolder,
+            subfolder=str(PurePosixPath(self.subfolder, subfolder))
+            if subfolder
+            else self.subfolder,
         )
 
     def find(self, name: str) -> Path | None:

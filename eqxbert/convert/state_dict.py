@@ -199,9 +199,7 @@ def _compare(
         for name, leaf in wanted.items()
         if name in found and found[name][1].shape != leaf.shape
     }
-    loaded = {
-        found[name][0]: name for name in wanted if name in found and name not in mismatched
-    }
+    loaded = {found[name][0]: name for name in wanted if name in found and name not in mismatched}
     others = [name for name in found if name not in wanted]
     unexpected = [name for name in others if not is_ignored(name)]
     homeless = [
@@ -229,7 +227,9 @@ def _raise_problems(
     problems = []
     missing = [name for name in report.initialized if name not in report.mismatched]
     if missing and not may_initialize:
-        problems.append(_list("missing from the checkpoint", missing) + _why_missing(report, missing))
+        problems.append(
+            _list("missing from the checkpoint", missing) + _why_missing(report, missing)
+        )
     if report.mismatched and not ignore_mismatched_sizes:
         rows = [
             f"{name}: {found} in the checkpoint, {expected} in the model"

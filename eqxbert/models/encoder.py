@@ -69,9 +69,7 @@ class EncoderLayer(eqx.Module):
         head_mask: Float[Array, " heads"] | None = None,
         return_weights: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[
-        Float[Array, "*batch seq hidden"], Float[Array, "*batch heads seq seq"] | None
-    ]:
+    ) -> tuple[Float[Array, "*batch seq hidden"], Float[Array, "*batch heads seq seq"] | None]:
         """**Arguments:**
 
         - `x`: one vector for each position.

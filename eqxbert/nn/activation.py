@@ -17,8 +17,11 @@ Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x` times the normal distribution function ([Hendrycks & Gimpel](https://arxiv.org/abs/1606.08415))."""
-    return jax.nn.gelu(x, approximate=False)
+    """`x` times the normal distribution function
+    ([Hendrycks & Gimpel, 2016](https://arxiv.org/abs/1606.08415)).
+    """
+    # With erf, as PyTorch computes it. `jax.nn.gelu` takes erfc, at twice the cost on CPU.
+    return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -103,5 +106,7 @@ def get_activation(name: str) -> Activation:
         return ACTIVATIONS[name]
     known = f"Known are: {', '.join(ACTIVATIONS)}."
     if name in _LEARNED:
-        raise ValueError(f"The activation {name!r} has parameters of its own, which eqxbert does not read. {known}")
+        raise ValueError(
+            f"The activation {name!r} has parameters of its own, which eqxbert does not read. {known}"
+        )
     raise ValueError(f"Unknown activation {name!r}. {known}")

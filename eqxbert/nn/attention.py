@@ -51,34 +51,38 @@ def dot_product_attention(
     **Returns:** the context of each query, and the weights or None.
     """
     dtype = accumulation_dtype(query)
-    scores = jnp.einsum("...qhd,...khd->...hqk", query, keys, preferred_element_type=dtype)
-    scores = scores * query.shape[-1] ** -0.5
+    # With the heads in front, a product is one matrix product for each head. XLA on CPU is up to
+    # twice as fast with this copy as with strided operands.
+    query, keys, values = (jnp.swapaxes(x, -2, -3) for x in (query, keys, values))
+    scores = jnp.einsum("...qd,...kd->...qk", query, keys, preferred_element_type=dtype)
+    scores = scores * query.shape[-1] ** -0.5  # (*batch, heads, q_seq, kv_seq)
     if bias is not None:
         scores = scores + align_trailing(bias.astype(dtype), scores)
     if mask is not None:
+        # Added, not selected, which XLA on CPU does several times faster. No sum can overflow: next
+        # to the least float32, any score is less than a rounding error.
         mask = align_trailing(mask, scores)
-        scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+        scores = scores + jnp.where(mask, 0, jnp.finfo(dtype).min)
 
-    # The softmax's division is put off until after the product with the values, where there is far less to divide.
+    # The softmax's division is put off until after the product with the values, where there is far
+    # less to divide.
     largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     exponentials = jnp.exp(scores - largest)
-    inverse_total = 1 / jnp.sum(exponentials, axis=-1, keepdims=True)
+    factor = 1 / jnp.sum(exponentials, axis=-1, keepdims=True)  # (*batch, heads, q_seq, 1)
     if mask is not None:
-        inverse_total = jnp.where(jnp.any(mask, axis=-1, keepdims=True), inverse_total, 0)
-    factor = inverse_total if head_mask is None else inverse_total * align_trailing(
-        head_mask.astype(dtype)[:, None, None], scores
-    )
+        factor = jnp.where(jnp.any(mask, axis=-1, keepdims=True), factor, 0)
+    if head_mask is not None:
+        factor = factor * align_trailing(head_mask.astype(dtype)[:, None, None], factor)
     exponentials = dropout(exponentials, dropout_rate, key)
 
-    context = jnp.einsum(
-        "...hqk,...khd->...qhd",
+    context = factor * jnp.einsum(
+        "...qk,...kd->...qd",
         exponentials.astype(values.dtype),
         values,
         preferred_element_type=dtype,
     )
-    context = context * jnp.swapaxes(factor, -2, -3)  # (*batch, q_seq, heads, 1)
     weights = (exponentials * factor).astype(query.dtype) if return_weights else None
-    return context.astype(query.dtype), weights
+    return jnp.swapaxes(context, -2, -3).astype(query.dtype), weights
 
 
 def relative_position_scores(
@@ -162,7 +166,9 @@ class Attention(eqx.Module):
         if position_type == "absolute":
             self.distance = None
         elif max_positions is None:
-            raise ValueError(f"position_type {position_type!r} needs max_positions, the longest sequence.")
+            raise ValueError(
+                f"position_type {position_type!r} needs max_positions, the longest sequence."
+            )
         else:
             self.distance = Embedding(
                 2 * max_positions - 1,

@@ -35,6 +35,4 @@ class Embedding(eqx.Module):
         """The rows for `ids`. An id outside the table, negative ones included, gives a row of NaN: the nearest thing to
         an error that compiled code has (indexing would silently clamp it to the last row).
         """
-        return self.weight.at[ids].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-        )
+        return self.weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -229,7 +229,9 @@ class SentenceEncoder:
         if name is None:
             return ""
         if name not in self.prompts:
-            raise ValueError(f"There is no prompt {name!r}; the prompts are {sorted(self.prompts)}.")
+            raise ValueError(
+                f"There is no prompt {name!r}; the prompts are {sorted(self.prompts)}."
+            )
         return self.prompts[name]
 
     def _count_tokens(self, prompt: str) -> int:

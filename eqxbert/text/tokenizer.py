@@ -103,7 +103,9 @@ class Tokenizer:
         **Returns:** `input_ids`, `attention_mask` and `token_type_ids`, of shape (texts, seq).
         """
         if isinstance(texts, str):
-            batch = self([texts], None if text_pairs is None else [text_pairs], max_length=max_length)
+            batch = self(
+                [texts], None if text_pairs is None else [text_pairs], max_length=max_length
+            )
             return {name: array[0] for name, array in batch.items()}
         ids, type_ids = self.encode(texts, text_pairs, max_length=max_length)
         seq = max(map(len, ids), default=0)
