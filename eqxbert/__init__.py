@@ -11,11 +11,9 @@ if _os.environ.get("EQXBERT_TYPECHECK") == "1":
 
     _install_import_hook("eqxbert", "beartype.beartype")
 
-from . import convert as convert
-from . import nn as nn
+from . import convert as convert, nn as nn
 from .config import BertConfig as BertConfig
 from .models import BertModel as BertModel
-from .text import SentenceEncoder as SentenceEncoder
-from .text import Tokenizer as Tokenizer
+from .text import SentenceEncoder as SentenceEncoder, Tokenizer as Tokenizer
 
 __version__ = "0.1.0"

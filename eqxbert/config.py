@@ -22,8 +22,8 @@ class FrozenDict(dict[K, V]):
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("This dictionary belongs to a frozen BertConfig; use config.replace(...).")
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
+    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
@@ -93,8 +93,8 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
     def replace(self, **changes: Any) -> "BertConfig":
-        """This configuration with other values for some fields. A new `num_labels`, `id2label` or
-        `label2id` replaces all three.
+        """The same configuration with other values for some fields. A new `num_labels`, `id2label`
+        or `label2id` replaces all three.
         """
         unsettled = {"num_labels": 0, "id2label": FrozenDict(), "label2id": FrozenDict()}
         if unsettled.keys() & changes.keys():
@@ -116,7 +116,9 @@ class BertConfig:
         if values.get("dtype") == "auto":
             del values["dtype"]
         fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
-        known = {key: _from_json(value) for key, value in values.items() if key in fields}
+        known: dict[str, Any] = {
+            key: _from_json(value) for key, value in values.items() if key in fields
+        }
         known = {k: v for k, v in known.items() if not (v is None and k in _NULL_MEANS_DEFAULT)}
         if "id2label" in known:
             known["id2label"] = _number_keys(known["id2label"])
@@ -137,7 +139,7 @@ class BertConfig:
         optional = {"architectures", "cross_attention_hidden_size", "dtype", "problem_type"}
         optional |= {"sep_token_id", "cls_token_id"}
         values = {k: v for k, v in values.items() if not (k in optional and v is None)}
-        return values | self.extra
+        return {**values, **self.extra}
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "BertConfig":
@@ -191,7 +193,7 @@ class BertConfig:
 
     @classmethod
     def _of_size(cls, layers: int, hidden: int, changes: dict[str, Any]) -> "BertConfig":
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_hidden_layers": layers,
             "hidden_size": hidden,
             "num_attention_heads": hidden // 64,
@@ -228,8 +230,8 @@ def _refuse_what_is_not_bert(values: Mapping[str, Any]) -> None:
     model_type = values.get("model_type", "bert")  # Google's bert_config.json has none
     if model_type != "bert":
         raise ValueError(
-            f"model_type is {model_type!r}, but eqxbert reads only 'bert'. Other families differ in "
-            "their mathematics even where the names of their weights agree."
+            f"model_type is {model_type!r}, but eqxbert reads only 'bert'. Other families differ "
+            "in their mathematics even where the names of their weights agree."
         )
     if values.get("auto_map"):
         raise ValueError(

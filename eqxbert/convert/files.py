@@ -138,8 +138,8 @@ def _download(location: Location, name: str) -> Path | None:
             return None
         raise ConnectionError(
             f"{name} of {location} is not in the local cache, and the Hugging Face hub cannot be "
-            "reached (or is switched off, by HF_HUB_OFFLINE or local_files_only). If a local folder "
-            f"was meant: there is no folder {location.repository!r} here. ({error})"
+            "reached (or is switched off, by HF_HUB_OFFLINE or local_files_only). If a local "
+            f"folder was meant: there is no folder {location.repository!r} here. ({error})"
         ) from error
     except errors.EntryNotFoundError:
         return None

@@ -51,6 +51,9 @@ _TABLE = (
     ("residual", "residual"),
 )
 
+# What the names of the base model begin with; those of heads begin otherwise.
+BASE = ("embeddings.", "encoder.", "pooler.")
+
 # Before every name, put there by whatever wrapped the model when it was saved.
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.", "0.auto_model.", "0.model.")
 
@@ -107,6 +110,11 @@ def _apply(table: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
         if match := expression.match(text):
             return match.expand(template) + text[match.end() :]
     raise KeyError(text)
+
+
+def has_path(name: str) -> bool:
+    """Whether the table has a row for a canonical name."""
+    return any(expression.match(name) for expression, _ in _TO_PATH)
 
 
 def is_ignored(name: str) -> bool:

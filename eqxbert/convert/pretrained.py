@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import numpy as np
@@ -28,13 +28,6 @@ Model = TypeVar("Model", bound=eqx.Module)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-
-
-@runtime_checkable
-class HasConfig(Protocol):
-    """A model, as far as saving is concerned."""
-
-    config: BertConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +149,8 @@ def _read_shards(location: Location, weight_map: Mapping[str, str]) -> dict[str,
     absent = [shard for shard, path in shards.items() if path is None]
     if absent:
         raise FileNotFoundError(
-            f"{location}: {INDEX} names {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} "
-            "not there. The checkpoint is incomplete; fetch it again."
+            f"{location}: {INDEX} names files that are not there: {', '.join(absent)}. The "
+            "checkpoint is incomplete; fetch it again."
         )
     tensors = {shard: read_safetensors(path) for shard, path in shards.items() if path is not None}
     lost = [name for name, shard in weight_map.items() if name not in tensors[shard]]
@@ -184,9 +177,7 @@ def _split_changes(
     return config.replace(**changed) if changed else config, options
 
 
-def save(
-    model: HasConfig, folder: str | PathLike[str], *, max_shard_size: int | str = "5GB"
-) -> None:
+def save(model: Any, folder: str | PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
     """Writes a model's weights, as safetensors with PyTorch's names, and its config.json.
 
     Everything is first written under other names and then renamed: if writing fails, or is cut
@@ -194,7 +185,7 @@ def save(
 
     **Arguments:**
 
-    - `model`: the model.
+    - `model`: the model, which has a `config`.
     - `folder`: where to; made if it does not exist.
     - `max_shard_size`: the greatest size of one file, in bytes or as "500MB" or "5GB" (powers of
         1000). A model that is larger goes into several, with an index.
@@ -206,7 +197,7 @@ def save(
         write_model(model, staging, max_shard_size=max_shard_size)
 
 
-def write_model(model: HasConfig, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
+def write_model(model: Any, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
     """What `save` writes, straight into a folder that is there."""
     state = {name: np.asarray(array) for name, array in to_state_dict(model).items()}
     dtypes = {array.dtype.name for array in state.values()}
@@ -214,7 +205,7 @@ def write_model(model: HasConfig, folder: Path, *, max_shard_size: int | str = "
         architectures=(type(model).__name__,),
         dtype=dtypes.pop() if len(dtypes) == 1 else None,
     )
-    _write_shards(folder, _split_into_shards(state, _bytes(max_shard_size)))
+    write_weights(state, folder, max_shard_size=max_shard_size)
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
 
 
@@ -228,7 +219,7 @@ def _bytes(size: int | str) -> int:
 
 
 def _split_into_shards(state: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
-    """The arrays in order, as many in each shard as fit; one that alone is too large gets its own."""
+    """The arrays in order, as many in each shard as fit, but at least one."""
     shards: list[dict[str, np.ndarray]] = [{}]
     room = limit
     for name, array in state.items():
@@ -240,7 +231,11 @@ def _split_into_shards(state: dict[str, np.ndarray], limit: int) -> list[dict[st
     return shards
 
 
-def _write_shards(folder: Path, shards: list[dict[str, np.ndarray]]) -> None:
+def write_weights(
+    state: dict[str, np.ndarray], folder: Path, *, max_shard_size: int | str = "5GB"
+) -> None:
+    """Writes arrays to one file, or to several and an index where they are too large for one."""
+    shards = _split_into_shards(state, _bytes(max_shard_size))
     if len(shards) == 1:
         write_safetensors(folder / WEIGHTS, shards[0])
         return

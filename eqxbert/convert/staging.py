@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
@@ -33,7 +34,7 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if not folder.exists():
-            _make_readable(staging)
+            staging.chmod(0o777 & ~_umask())  # it was made for its owner alone
             staging.rename(folder)
             return
         written = sorted((path.relative_to(staging) for path in files), key=_order_of_renaming)
@@ -43,6 +44,24 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
         _remove_old_weights(folder, set(written))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file open for writing that takes its name when the block ends well; when it does not, it
+    vanishes, and a file that had the name stays.
+    """
+    path = Path(path).expanduser().absolute()
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _order_of_renaming(path: Path) -> int:
@@ -59,8 +78,8 @@ def _remove_old_weights(folder: Path, written: set[Path]) -> None:
             path.unlink()
 
 
-def _make_readable(folder: Path) -> None:
-    """Gives a temporary folder, which is its owner's alone, the permissions of a new one."""
+def _umask() -> int:
+    """The permissions that new files do not get. (It can only be read by setting it.)"""
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(0o777 & ~umask)
+    return umask

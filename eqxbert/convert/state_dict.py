@@ -11,7 +11,7 @@ from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from ..config import BertConfig
 from .containers import LazyTensor
-from .names import canonical_names, is_ignored, path_to_name
+from .names import BASE, canonical_names, is_ignored, path_to_name
 from .report import CheckpointError, LoadReport
 
 Model = TypeVar("Model", bound=eqx.Module)
@@ -96,19 +96,20 @@ def apply_state(
     **options: Any,
 ) -> tuple[Model, LoadReport]:
     """`from_state_dict`, with the report."""
+    construct: Callable[..., Any] = model_class
 
     def draw(names: tuple[str, ...], dtype: np.dtype) -> dict[str, Array]:
         """The arrays `names` of a new model. Compiled, so that the others are never made."""
 
         @jax.jit
         def arrays(key: PRNGKeyArray) -> dict[str, Array]:
-            leaves = _without_prefix(named_arrays(model_class(config, key=key, **options)))
+            leaves = _without_prefix(named_arrays(construct(config, key=key, **options)))
             return {name: leaves[name].astype(dtype) for name in names}
 
         return arrays(key)
 
     return fill(
-        eqx.filter_eval_shape(model_class, config, key=jax.random.key(0), **options),
+        eqx.filter_eval_shape(construct, config, key=jax.random.key(0), **options),
         state,
         dtype=config.dtype if dtype == "auto" and config.dtype is not None else dtype,
         draw=None if key is None else draw,
@@ -129,18 +130,16 @@ def fill(
     """The module whose arrays have the shapes in `skeleton`, and the values in `state`. Those are
     read one at a time; those that `state` lacks come from `draw`, if it is given.
     """
-    wanted = _without_prefix(named_arrays(skeleton))
-    found = _by_canonical_name(state)
-    report, homeless = _compare(wanted, found)
-    tensors = {name: found[name][1] for name in report.loaded.values()}
-    _raise_problems(
-        report,
-        tensors,
-        [] if ignore_unexpected else homeless,
+    report = check(
+        skeleton,
+        state,
         may_initialize=draw is not None,
         ignore_mismatched_sizes=ignore_mismatched_sizes and draw is not None,
+        ignore_unexpected=ignore_unexpected,
     )
-    target = _target_dtype(dtype, tensors)
+    wanted = _without_prefix(named_arrays(skeleton))
+    tensors = {canonical: state[name] for name, canonical in report.loaded.items()}
+    target = target_dtype(dtype, tensors)
     filled = {}
     # The largest first: while one is converted, it is held twice.
     for name in sorted(tensors, key=lambda name: -wanted[name].size):
@@ -149,6 +148,32 @@ def fill(
     if draw is not None and report.initialized:
         filled |= draw(report.initialized, target)
     return jax.tree.unflatten(jax.tree.structure(skeleton), [filled[n] for n in wanted]), report
+
+
+def check(
+    skeleton: eqx.Module,
+    state: Mapping[str, LazyTensor],
+    *,
+    may_initialize: bool = False,
+    ignore_mismatched_sizes: bool = False,
+    ignore_unexpected: bool = False,
+) -> LoadReport:
+    """What would become of each name in `state` if `skeleton` were filled from it. Nothing is read.
+
+    **Raises:** `CheckpointError` listing every array that is missing, has the wrong shape or has no
+    place.
+    """
+    wanted = _without_prefix(named_arrays(skeleton))
+    found = _by_canonical_name(state)
+    report, homeless = _compare(wanted, found)
+    _raise_problems(
+        report,
+        {canonical: state[name] for name, canonical in report.loaded.items()},
+        [] if ignore_unexpected else homeless,
+        may_initialize=may_initialize,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    return report
 
 
 def named_arrays(module: eqx.Module) -> dict[str, Any]:
@@ -190,9 +215,9 @@ def _by_canonical_name(
 def _compare(
     wanted: Mapping[str, jax.ShapeDtypeStruct], found: Mapping[str, tuple[str, LazyTensor]]
 ) -> tuple[LoadReport, list[str]]:
-    """The report, and the names in the checkpoint that belong to the base model but have no place in
-    this one. A head that the model lacks changes nothing in what it computes; an array of the base
-    does: without it, the model would not be the one that was saved.
+    """The report, and the names in the checkpoint that belong to the base model but have no place
+    in this one. A head that the model lacks changes nothing in what it computes; an array of the
+    base does: without it, the model would not be the one that was saved.
     """
     mismatched = {
         name: (found[name][1].shape, leaf.shape)
@@ -203,7 +228,9 @@ def _compare(
     others = [name for name in found if name not in wanted]
     unexpected = [name for name in others if not is_ignored(name)]
     homeless = [
-        found[name][0] for name in unexpected if name.startswith(("embeddings.", "encoder."))
+        found[name][0]
+        for name in unexpected
+        if name.startswith(BASE) and not name.startswith("pooler.")
     ]
     report = LoadReport(
         loaded=loaded,
@@ -278,8 +305,8 @@ def _why_mismatched(report: LoadReport) -> str:
     words = report.mismatched.get("embeddings.word_embeddings.weight")
     if words is not None and words[0][1:] == words[1][1:]:
         return (
-            f"The checkpoint's vocabulary has {words[0][0]} rows, the configuration's vocab_size is "
-            f"{words[1][0]}. If the table was padded, pass vocab_size={words[0][0]}."
+            f"The checkpoint's vocabulary has {words[0][0]} rows, the configuration's vocab_size "
+            f"is {words[1][0]}. If the table was padded, pass vocab_size={words[0][0]}."
         )
     return (
         "The configuration may be another model's. To draw them anew, pass "
@@ -287,7 +314,8 @@ def _why_mismatched(report: LoadReport) -> str:
     )
 
 
-def _target_dtype(dtype: DTypeLike | None, tensors: Mapping[str, LazyTensor]) -> np.dtype:
+def target_dtype(dtype: DTypeLike | None, tensors: Mapping[str, LazyTensor]) -> np.dtype:
+    """The dtype that `dtype` asks for: float32 if None, that of the tensors if "auto"."""
     if dtype is None:
         return jnp.dtype(jnp.float32)
     if isinstance(dtype, str) and dtype == "auto":

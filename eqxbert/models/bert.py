@@ -148,10 +148,9 @@ class BertModel(PretrainedModel):
         input_ids: Int[Array | np.ndarray, "*batch seq"] | None,
         inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None,
     ) -> Float[Array, "*batch seq hidden"]:
-        if (input_ids is None) == (inputs_embeds is None):
-            given = "neither" if input_ids is None else "both"
-            raise ValueError(f"Give either input_ids or inputs_embeds; {given} were given.")
         table = self.embeddings.word.weight
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("Give either input_ids or inputs_embeds; both were given.")
         if inputs_embeds is not None:
             hidden = self.config.hidden_size
             if inputs_embeds.ndim < 2 or inputs_embeds.shape[-1] != hidden:
@@ -160,6 +159,8 @@ class BertModel(PretrainedModel):
                     f"(*batch, seq, {hidden})."
                 )
             return jnp.asarray(inputs_embeds, table.dtype)
+        if input_ids is None:
+            raise ValueError("Give either input_ids or inputs_embeds; neither was given.")
         check_ids("input_ids", input_ids, table.shape[0], "vocab_size")
         if input_ids.ndim == 0:
             raise ValueError("input_ids is a single number, expected shape (*batch, seq).")

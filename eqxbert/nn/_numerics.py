@@ -13,7 +13,7 @@ def accumulation_dtype(x: Shaped[Array, "..."]) -> dtype:
 def align_trailing(x: Shaped[Array, "..."], to: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """`x` with leading axes of size 1, so that its last axes line up with those of `to`.
 
-    NumPy's broadcasting would add them silently; they are spelled out so that the library also runs under
-    `jax_numpy_rank_promotion="raise"`.
+    NumPy's broadcasting would add them silently; they are spelled out so that the library also runs
+    under `jax_numpy_rank_promotion="raise"`.
     """
     return jnp.reshape(x, (1,) * (to.ndim - x.ndim) + x.shape)

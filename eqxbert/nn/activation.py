@@ -1,7 +1,7 @@
 """The activations a `config.json` can name, by the names transformers gives them.
 
-"gelu" is the exact one, with the error function; the tanh approximation has names of its own. Confusing the two is the
-most common bug in ports of BERT.
+"gelu" is the exact one, with the error function; the tanh approximation has names of its own.
+Confusing the two is the most common bug in ports of BERT.
 """
 
 import math
@@ -30,7 +30,9 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def gelu_clipped(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`gelu` clipped to [-10, 10], for quantisation ([Wu et al.](https://arxiv.org/abs/2004.09602))."""
+    """`gelu` clipped to [-10, 10], for quantisation ([Wu et
+    al.](https://arxiv.org/abs/2004.09602)).
+    """
     return jnp.clip(gelu(x), -10, 10)
 
 
@@ -100,13 +102,15 @@ _LEARNED = ("prelu", "xielu")
 def get_activation(name: str) -> Activation:
     """The activation that transformers knows as `name`.
 
-    **Raises:** `ValueError` for an unknown name, and for the ones that carry trained parameters ("prelu", "xielu").
+    **Raises:** `ValueError` for an unknown name, and for the ones that carry trained parameters
+    ("prelu", "xielu").
     """
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
     known = f"Known are: {', '.join(ACTIVATIONS)}."
     if name in _LEARNED:
         raise ValueError(
-            f"The activation {name!r} has parameters of its own, which eqxbert does not read. {known}"
+            f"The activation {name!r} has parameters of its own, which eqxbert does not read. "
+            f"{known}"
         )
     raise ValueError(f"Unknown activation {name!r}. {known}")

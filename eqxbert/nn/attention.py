@@ -1,8 +1,6 @@
-"""Scaled dot-product attention ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762)): the mathematics as pure
-functions, and the module that wires them to weights.
+"""Scaled dot-product attention ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762)): the
+mathematics as pure functions, and the module that wires them to weights.
 """
-
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -14,8 +12,6 @@ from ._numerics import accumulation_dtype, align_trailing
 from .dropout import dropout
 from .embedding import Embedding
 from .linear import Linear
-
-PositionType = Literal["absolute", "relative_key", "relative_key_query"]
 
 
 def dot_product_attention(
@@ -33,16 +29,17 @@ def dot_product_attention(
     Float[Array, "*batch q_seq heads head_size"],
     Float[Array, "*batch heads q_seq kv_seq"] | None,
 ]:
-    """Each query's mean of the values, weighted by `softmax(query · keys / sqrt(head_size) + bias)` over the keys it
-    may attend to.
+    """Each query's mean of the values, weighted by `softmax(query · keys / sqrt(head_size) + bias)`
+    over the keys it may attend to.
 
     Scores and softmax are computed in at least float32.
 
     **Arguments:**
 
     - `query`, `keys`, `values`: what asks, what is compared with, and what is averaged.
-    - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq, kv_seq)`. None means
-        everywhere. A query that may attend to nothing gets zeros, with zero gradients.
+    - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq,
+        kv_seq)`. None means everywhere. A query that may attend to nothing gets zeros, with zero
+        gradients.
     - `bias`: added to the scaled scores; broadcastable like `mask`.
     - `head_mask`: a factor for each head's weights, applied after dropout.
     - `dropout_rate`, `key`: dropout on the weights, each element on its own; none without a key.
@@ -90,8 +87,8 @@ def relative_position_scores(
     table: Float[Array, "distances head_size"],
     kv_seq: int,
 ) -> Float[Array, "*batch heads q_seq kv_seq"]:
-    """The product of every position's vector with the embedding of its distance to every key position
-    ([Shaw et al., 2018](https://arxiv.org/abs/1803.02155)).
+    """The product of every position's vector with the embedding of its distance to every key
+    position ([Shaw et al., 2018](https://arxiv.org/abs/1803.02155)).
 
     **Arguments:**
 
@@ -108,7 +105,9 @@ def relative_position_scores(
 
 
 class Attention(eqx.Module):
-    """Multi-head attention: projections to query, keys and values, attention in each head, and a projection back."""
+    """Multi-head attention: projections to query, keys and values, attention in each head, and a
+    projection back.
+    """
 
     query: Linear
     key: Linear
@@ -117,7 +116,7 @@ class Attention(eqx.Module):
     distance: Embedding | None
     num_heads: int = eqx.field(static=True)
     dropout_rate: float = eqx.field(static=True)
-    position_type: PositionType = eqx.field(static=True)
+    position_type: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -125,7 +124,7 @@ class Attention(eqx.Module):
         num_heads: int,
         *,
         dropout_rate: float = 0.0,
-        position_type: PositionType = "absolute",
+        position_type: str = "absolute",
         max_positions: int | None = None,
         initializer_range: float = 0.02,
         key: PRNGKeyArray,
@@ -135,24 +134,26 @@ class Attention(eqx.Module):
         - `hidden_size`: the size of input and output; `num_heads` must divide it.
         - `num_heads`: the number of heads.
         - `dropout_rate`: the probability with which an attention weight is dropped in training.
-        - `position_type`: "absolute" if positions are embedded in the input. With "relative_key" the scores also see an
-            embedding of the distance between query and key, from the query's side; with "relative_key_query" from both
-            sides ([Huang et al., 2020](https://arxiv.org/abs/2009.13658)).
+        - `position_type`: "absolute" if positions are embedded in the input. With "relative_key"
+            the scores also see an embedding of the distance between query and key, from the query's
+            side; with "relative_key_query" from both sides ([Huang et al.,
+            2020](https://arxiv.org/abs/2009.13658)).
         - `max_positions`: the longest sequence, needed for the relative types.
         - `initializer_range`: standard deviation of the initial weights.
         - `key`: a PRNG key for the weights.
 
-        **Raises:** `ValueError` if `num_heads` does not divide `hidden_size`, for an unknown `position_type`, and for a
-        relative one without `max_positions`.
+        **Raises:** `ValueError` if `num_heads` does not divide `hidden_size`, for an unknown
+        `position_type`, and for a relative one without `max_positions`.
         """
         if hidden_size % num_heads != 0:
             raise ValueError(
-                f"hidden_size ({hidden_size}) must be a multiple of num_heads ({num_heads}); the remainder is "
-                f"{hidden_size % num_heads}."
+                f"hidden_size ({hidden_size}) must be a multiple of num_heads ({num_heads}); the "
+                f"remainder is {hidden_size % num_heads}."
             )
         if position_type not in ("absolute", "relative_key", "relative_key_query"):
             raise ValueError(
-                f"Unknown position type {position_type!r}. Known are: absolute, relative_key, relative_key_query."
+                f"Unknown position type {position_type!r}. Known are: absolute, relative_key, "
+                "relative_key_query."
             )
         query_key, key_key, value_key, output_key, distance_key = jax.random.split(key, 5)
 
@@ -195,7 +196,8 @@ class Attention(eqx.Module):
         """**Arguments:**
 
         - `x`: what attends.
-        - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq, kv_seq)`.
+        - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq,
+            kv_seq)`.
         - `key_value_states`: what is attended to (cross-attention); `x` itself if None.
         - `head_mask`: a factor for each head.
         - `return_weights`: whether the attention weights are returned too.
@@ -235,7 +237,8 @@ class Attention(eqx.Module):
         table = self.distance.weight
         bias = relative_position_scores(query, table, keys.shape[-3])
         if self.position_type == "relative_key_query":
-            # The same distances seen from the keys: key position minus query position, hence the reversed table.
+            # The same distances seen from the keys: key position minus query position, hence the
+            # reversed table.
             from_keys = relative_position_scores(keys, table[::-1], query.shape[-3])
             bias = bias + jnp.swapaxes(from_keys, -1, -2)
         return bias * query.shape[-1] ** -0.5

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 def dropout(
     x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None
 ) -> Float[Array, "*shape"]:
-    """Zeroes each element independently with probability `rate` and scales the others by `1 / (1 - rate)`
-    ([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html)).
+    """Zeroes each element independently with probability `rate` and scales the others by `1 / (1 -
+    rate)` ([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html)).
 
     Without a `key`, `x` is returned as it is.
     """
@@ -24,7 +24,7 @@ def dropout(
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> Sequence[PRNGKeyArray | None]:
-    """`num` keys for the random parts of a module, or `num` times None where there is no key: the same lines then serve
-    training and inference.
+    """`num` keys for the random parts of a module, or `num` times None where there is no key: the
+    same lines then serve training and inference.
     """
     return [None] * num if key is None else list(jax.random.split(key, num))

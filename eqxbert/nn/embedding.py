@@ -24,7 +24,8 @@ class Embedding(eqx.Module):
         """**Arguments:**
 
         - `num_embeddings`, `size`: rows of the table, and the size of each.
-        - `initializer_range`: standard deviation of the normal distribution the table is drawn from.
+        - `initializer_range`: standard deviation of the normal distribution the table is drawn
+            from.
         - `padding_id`: this row starts at zero, if given.
         - `key`: a PRNG key for the table.
         """
@@ -32,7 +33,8 @@ class Embedding(eqx.Module):
         self.weight = weight if padding_id is None else weight.at[padding_id].set(0)
 
     def __call__(self, ids: Int[Array | np.ndarray, "*batch"]) -> Float[Array, "*batch size"]:
-        """The rows for `ids`. An id outside the table, negative ones included, gives a row of NaN: the nearest thing to
-        an error that compiled code has (indexing would silently clamp it to the last row).
+        """The rows for `ids`. An id outside the table, negative ones included, gives a row of NaN:
+        the nearest thing to an error that compiled code has (indexing would silently clamp it to
+        the last row).
         """
         return self.weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

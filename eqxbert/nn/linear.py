@@ -12,8 +12,8 @@ from ._numerics import accumulation_dtype, align_trailing
 class Linear(eqx.Module):
     """`y = x @ weight.T + bias` on the last axis of `x`, as `torch.nn.Linear`.
 
-    The product accumulates in at least float32 whatever the parameters' dtype (on CPU this is also what makes bfloat16
-    fast), and the result comes back in the dtype of `x`.
+    The product accumulates in at least float32 whatever the parameters' dtype (on CPU this is also
+    what makes bfloat16 fast), and the result comes back in the dtype of `x`.
     """
 
     weight: Float[Array, "out_size in_size"]
@@ -32,7 +32,8 @@ class Linear(eqx.Module):
 
         - `in_size`, `out_size`: the sizes of the last axis of input and output.
         - `use_bias`: whether there is a bias; it starts at zero.
-        - `initializer_range`: standard deviation of the normal distribution the weight is drawn from.
+        - `initializer_range`: standard deviation of the normal distribution the weight is drawn
+            from.
         - `key`: a PRNG key for the weight.
         """
         self.weight = initializer_range * jax.random.normal(key, (out_size, in_size), jnp.float32)

@@ -20,7 +20,7 @@ def pair_mask(
 
 
 def causal_mask(q_seq: int, kv_seq: int) -> Bool[Array, "1 q_seq kv_seq"]:
-    """Each query may attend to keys up to its own position, where the queries are the last `q_seq` of `kv_seq`
-    positions.
+    """Each query may attend to keys up to its own position, where the queries are the last `q_seq`
+    of `kv_seq` positions.
     """
     return jnp.tril(jnp.ones((1, q_seq, kv_seq), bool), k=kv_seq - q_seq)

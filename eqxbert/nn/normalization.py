@@ -9,10 +9,12 @@ from ._numerics import accumulation_dtype, align_trailing
 
 
 class LayerNorm(eqx.Module):
-    """Normalises the last axis to mean 0 and variance 1, then scales and shifts, as `torch.nn.LayerNorm`.
+    """Normalises the last axis to mean 0 and variance 1, then scales and shifts, as
+    `torch.nn.LayerNorm`.
 
-    Statistics are taken in at least float32: BERT's `eps` of 1e-12 is zero in float16. The variance is the mean of the
-    squared deviations (two passes), as PyTorch computes it; `E[x²] - E[x]²` loses half the digits.
+    Statistics are taken in at least float32: BERT's `eps` of 1e-12 is zero in float16. The variance
+    is the mean of the squared deviations (two passes), as PyTorch computes it; `E[x²] - E[x]²`
+    loses half the digits.
     """
 
     weight: Float[Array, " size"]
@@ -23,8 +25,8 @@ class LayerNorm(eqx.Module):
         """**Arguments:**
 
         - `size`: the size of the axis that is normalised.
-        - `eps`: what is added to the variance. It has no default: 1e-12 in BERT, 1e-5 nearly everywhere else, and the
-            wrong one is a silent error.
+        - `eps`: what is added to the variance. It has no default: 1e-12 in BERT, 1e-5 nearly
+            everywhere else, and the wrong one is a silent error.
         """
         self.weight = jnp.ones(size, jnp.float32)
         self.bias = jnp.zeros(size, jnp.float32)

@@ -53,7 +53,7 @@ def plan_batches(
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     start, total = 0, sum(lengths)
     sizes = buckets(max_length)
-    for seq, longer in zip(sizes, [*sizes[1:], None], strict=True):
+    for seq, longer in zip(sizes, [*sizes[1:], max_length], strict=True):
         rows = max(1, tokens_per_batch // seq)
         end = start
         while end < len(order) and lengths[order[end]] <= seq:
@@ -62,8 +62,8 @@ def plan_batches(
             yield Batch(tuple(order[start : start + rows]), rows, seq)
             start += rows
         left = end - start
-        joins_longer = end < len(order) and longer is not None
-        if left and not (joins_longer and left * (longer - seq) <= _NEGLIGIBLE * total):
+        joins_longer = end < len(order) and left * (longer - seq) <= _NEGLIGIBLE * total
+        if left and not joins_longer:
             yield Batch(tuple(order[start:end]), min(rows, _power_of_two(left)), seq)
             start = end
 

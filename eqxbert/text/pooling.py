@@ -2,7 +2,7 @@
 of a BERT and them.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,9 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..models import BertModel
 from ..nn import Linear, get_activation
-
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 
 
 class Pooling(eqx.Module):
@@ -27,10 +24,10 @@ class Pooling(eqx.Module):
     - "weightedmean": the mean with weights 1, 2, 3, ... in the order of the tokens.
     """
 
-    modes: tuple[PoolingMode, ...] = eqx.field(static=True)
+    modes: tuple[str, ...] = eqx.field(static=True)
     include_prompt: bool = eqx.field(static=True)
 
-    def __init__(self, modes: tuple[PoolingMode, ...] = ("mean",), *, include_prompt: bool = True):
+    def __init__(self, modes: tuple[str, ...] = ("mean",), *, include_prompt: bool = True):
         """**Arguments:**
 
         - `modes`: one or several of the modes.
@@ -38,11 +35,9 @@ class Pooling(eqx.Module):
 
         **Raises:** `ValueError` for an unknown mode, or none.
         """
-        unknown = [mode for mode in modes if mode not in POOLING_MODES]
+        unknown = [mode for mode in modes if mode not in _POOL]
         if unknown or not modes:
-            raise ValueError(
-                f"Unknown pooling modes {unknown}; known are {', '.join(POOLING_MODES)}."
-            )
+            raise ValueError(f"Unknown pooling modes {unknown}; known are {', '.join(_POOL)}.")
         self.modes = modes
         self.include_prompt = include_prompt
 

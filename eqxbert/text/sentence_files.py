@@ -17,7 +17,7 @@ from ..convert.containers import read_safetensors, write_safetensors
 from ..convert.pretrained import write_model
 from ..convert.state_dict import fill, named_arrays
 from ..models import BertModel
-from .pooling import Dense, Normalize, Pooling, PoolingMode, SentenceModel
+from .pooling import Dense, Normalize, Pooling, SentenceModel
 
 logger = logging.getLogger("eqxbert")
 
@@ -28,7 +28,7 @@ _TRANSFORMER_CONFIGS = tuple(
 )
 
 # Keys of 1_Pooling/config.json in the older of its two dialects, in the order of concatenation.
-_MODE_KEYS: dict[str, PoolingMode] = {
+_MODE_KEYS: dict[str, str] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",

@@ -88,7 +88,7 @@ class Tokenizer:
     def __call__(
         self,
         texts: str | Sequence[str],
-        text_pairs: Sequence[str] | None = None,
+        text_pairs: str | Sequence[str] | None = None,
         *,
         max_length: int | None = None,
     ) -> dict[str, np.ndarray]:
@@ -103,9 +103,8 @@ class Tokenizer:
         **Returns:** `input_ids`, `attention_mask` and `token_type_ids`, of shape (texts, seq).
         """
         if isinstance(texts, str):
-            batch = self(
-                [texts], None if text_pairs is None else [text_pairs], max_length=max_length
-            )
+            pairs = [text_pairs] if isinstance(text_pairs, str) else text_pairs
+            batch = self([texts], pairs, max_length=max_length)
             return {name: array[0] for name, array in batch.items()}
         ids, type_ids = self.encode(texts, text_pairs, max_length=max_length)
         seq = max(map(len, ids), default=0)
@@ -194,7 +193,7 @@ class Tokenizer:
         return self.token_to_id(self.special_tokens["mask_token"])
 
     def lowercased(self) -> "Tokenizer":
-        """This tokenizer, made to lower-case its input first."""
+        """The same tokenizer, but lower-casing its input first."""
         import tokenizers
         from tokenizers import normalizers
 
@@ -206,10 +205,11 @@ class Tokenizer:
         return Tokenizer(backend, special_tokens=self.special_tokens, max_length=self.max_length)
 
     def write(self, folder: Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, for this library and transformers."""
+        """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers reads too."""
         self.backend.no_truncation()
         self.backend.save(str(folder / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= self.special_tokens
         if self.max_length is not None:
             config["model_max_length"] = self.max_length
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
             return {
                 name: LazyTensor(
                     tuple(part.get_shape()),
-                    _DTYPES.get(part.get_dtype(), part.get_dtype()),
+                    _DTYPES.get(str(part.get_dtype()), str(part.get_dtype())),
                     lambda name=name: _read(path, name),
                 )
                 for name, part in slices.items()

@@ -1,0 +1,185 @@
+"""The command `eqxbert`: what one wants of a checkpoint without writing Python."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .convert import convert_checkpoint, inspect_checkpoint, staged_file
+from .models import BertModel
+from .text import SentenceEncoder
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0 if all went well, 1 if something was
+    wrong with the input, 2 if the command itself was, 130 if it was interrupted.
+    """
+    logging.basicConfig(format="eqxbert: %(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"eqxbert: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eqxbert", description="BERT in JAX and Equinox.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    embed = commands.add_parser(
+        "embed",
+        help="texts to vectors",
+        description="Turns texts into vectors: JSON lines on standard output, or a .npy file.",
+    )
+    _add_encoder_options(embed)
+    _add_texts(embed)
+    embed.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write .npy or .jsonl instead"
+    )
+    embed.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
+    embed.add_argument("--truncate-dim", type=int, metavar="N", help="keep N dimensions")
+    embed.set_defaults(run=_embed)
+
+    similarity = commands.add_parser(
+        "similarity",
+        help="how similar texts are to a query",
+        description="Prints, for each text, how similar it is to the query, a tab, and the text.",
+    )
+    _add_encoder_options(similarity)
+    similarity.add_argument("query", metavar="QUERY", help="the text to compare with")
+    _add_texts(similarity)
+    similarity.set_defaults(run=_similarity)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="what is in a checkpoint",
+        description="Prints a checkpoint's configuration, its arrays, and what would load.",
+    )
+    inspect.add_argument("model", metavar="MODEL", help="folder, or name on the Hugging Face hub")
+    inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser(
+        "convert",
+        help="a checkpoint to a clean safetensors folder",
+        description="Writes a checkpoint anew: safetensors under today's names, config.json, and "
+        "the tokenizer's files. Prints what was found.",
+    )
+    convert.add_argument("model", metavar="MODEL", help="folder, or name on the Hugging Face hub")
+    convert.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
+    convert.add_argument("--dtype", choices=_DTYPES, help="default: what the checkpoint has")
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="sentence-transformers folder, or name on the hub"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
+    parser.add_argument("--prompt-name", metavar="NAME", help="one of the model's prompts")
+    parser.add_argument("--max-seq-length", type=int, metavar="N", help="tokens of a text to read")
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text")
+    parser.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="a file with one text a line (may be repeated); without any, standard input",
+    )
+
+
+def _texts(options: argparse.Namespace) -> list[str]:
+    """The texts given as arguments and in files, or else on standard input."""
+    texts = list(options.texts)
+    for path in options.file:
+        try:
+            texts += path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    if texts or options.file:
+        return texts
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Standard input is not UTF-8 text: {error}") from error
+
+
+def _encoder(options: argparse.Namespace) -> SentenceEncoder:
+    return SentenceEncoder.from_pretrained(
+        options.model, dtype=options.dtype, max_seq_length=options.max_seq_length
+    )
+
+
+def _embed(options: argparse.Namespace) -> None:
+    if options.output is not None and options.output.suffix not in (".npy", ".jsonl"):
+        raise ValueError(f"--output {options.output} must end in .npy or .jsonl.")
+    texts = _texts(options)
+    vectors = _encoder(options).encode(
+        texts,
+        prompt_name=options.prompt_name,
+        normalize=options.normalize,
+        truncate_dim=options.truncate_dim,
+    )
+    if options.output is None:
+        sys.stdout.writelines(_json_lines(texts, vectors))
+    else:
+        with staged_file(options.output) as file:
+            if options.output.suffix == ".npy":
+                np.save(file, np.asarray(vectors))
+            else:
+                file.write("".join(_json_lines(texts, vectors)).encode("utf-8"))
+
+
+def _json_lines(texts: list[str], vectors: Sequence[np.ndarray] | np.ndarray) -> list[str]:
+    return [
+        # As short as a float32 allows: seven digits would not tell all of them apart.
+        json.dumps({"text": text, "embedding": [float(str(x)) for x in vector]}, ensure_ascii=False)
+        + "\n"
+        for text, vector in zip(texts, vectors, strict=True)
+    ]
+
+
+def _similarity(options: argparse.Namespace) -> None:
+    texts = _texts(options)
+    encoder = _encoder(options)
+    query, *vectors = encoder.encode([options.query, *texts], prompt_name=options.prompt_name)
+    if not vectors:
+        raise ValueError("There are no texts to compare the query with.")
+    [scores] = encoder.similarity(query, np.stack(vectors))
+    for score, text in zip(scores, texts, strict=True):
+        print(f"{score:.4f}\t{text}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    print(inspect_checkpoint(BertModel, options.model))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    report = convert_checkpoint(
+        BertModel, options.model, options.folder, dtype=options.dtype or "auto"
+    )
+    print(report)
+    print(f"Written to {options.folder}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

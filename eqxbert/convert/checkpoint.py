@@ -1,0 +1,194 @@
+"""Whole checkpoints, looked at or written anew without making a model of them."""
+
+import dataclasses
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from os import PathLike
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from ..config import BertConfig
+from .containers import LazyTensor
+from .files import Location
+from .names import BASE, canonical_names, has_path, is_ignored, name_to_path
+from .pretrained import CONFIG, read_config, read_weights, write_weights
+from .report import CheckpointError, LoadReport
+from .staging import staged_folder
+from .state_dict import check, target_dtype
+
+# Files beside the weights that belong to a model as well.
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What is in a checkpoint; as text, for people to read.
+
+    - `config`: its configuration.
+    - `tensors`: shape and dtype of its arrays, by canonical name; none has been read.
+    - `report`: the fate of each name if a base model were loaded, or None if that would fail.
+    - `problem`: why it would fail, or None.
+    """
+
+    config: BertConfig
+    tensors: Mapping[str, LazyTensor]
+    report: LoadReport | None
+    problem: str | None
+
+    def __str__(self) -> str:
+        return "\n".join([*self._config_lines(), "", *self._array_lines(), "", *self._verdict()])
+
+    def _config_lines(self) -> Iterator[str]:
+        defaults = BertConfig().to_dict()
+        values = self.config.to_dict()
+        yield "Configuration (where it differs from bert-base-uncased)"
+        changed = {key: value for key, value in values.items() if defaults.get(key) != value}
+        width = max(map(len, changed), default=0)
+        yield from (f"  {key:{width}}  {value}" for key, value in sorted(changed.items()))
+
+    def _array_lines(self) -> Iterator[str]:
+        """A line for each array, those of equal layers only once."""
+        paths = {
+            name_to_path(name) if has_path(name) else name: tensor
+            for name, tensor in self.tensors.items()
+            if not is_ignored(name)
+        }
+        layers = _equal_layers(paths)
+        yield f"{'Arrays':44}{'shape':>16}{'dtype':>10}{'parameters':>14}"
+        for path, tensor in paths.items():
+            match = _LAYER.match(path)
+            if match and layers:
+                if match.group(1) != "0":
+                    continue
+                path = f"encoder.layers.{{0..{layers - 1}}}.{path[match.end() :]}"
+            shape = " x ".join(map(str, tensor.shape))
+            yield f"  {path:42}{shape:>16}{tensor.dtype:>10}{math.prod(tensor.shape):>14,}"
+        total = sum(math.prod(tensor.shape) for tensor in paths.values())
+        size = sum(
+            math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize for tensor in paths.values()
+        )
+        yield f"  {'total':68}{total:>14,}  ({size / 2**20:,.1f} MiB)"
+
+    def _verdict(self) -> Iterator[str]:
+        yield "As a BertModel"
+        if self.problem is not None:
+            yield from (f"  {line}" for line in self.problem.splitlines())
+        if self.report is not None:
+            yield from (f"  {line}" for line in str(self.report).splitlines())
+
+
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+
+
+def _equal_layers(paths: Mapping[str, LazyTensor]) -> int:
+    """The number of layers if all have arrays of the same names, shapes and dtypes, else 0."""
+    layers: dict[str, set[tuple[str, tuple[int, ...], str]]] = {}
+    for path, tensor in paths.items():
+        if match := _LAYER.match(path):
+            entry = (path[match.end() :], tensor.shape, tensor.dtype)
+            layers.setdefault(match.group(1), set()).add(entry)
+    return len(layers) if layers and all(x == layers.get("0") for x in layers.values()) else 0
+
+
+def inspect_checkpoint(
+    model_class: type[eqx.Module], path_or_id: str | PathLike[str], **hub_options: str
+) -> Inspection:
+    """Looks at a checkpoint without reading its arrays.
+
+    **Arguments:**
+
+    - `model_class`: the class of the base model, against which the arrays are held.
+    - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
+    - `hub_options`: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
+
+    **Raises:** as `load` for files that cannot be read; an incomplete model is no error here.
+    """
+    location = Location.of(path_or_id, **hub_options)
+    config, state = read_config(location), read_weights(location)
+    tensors = {canonical: state[name] for name, canonical in canonical_names(state).items()}
+    report, problem = None, None
+    try:
+        report = check(_skeleton(model_class, config, tensors), state)
+    except ValueError as error:
+        problem = str(error)
+    return Inspection(config, tensors, report, problem)
+
+
+def convert_checkpoint(
+    model_class: type[eqx.Module],
+    path_or_id: str | PathLike[str],
+    folder: str | PathLike[str],
+    *,
+    dtype: DTypeLike = "auto",
+    **hub_options: str,
+) -> LoadReport:
+    """Writes a checkpoint anew: its arrays, heads included, under today's names as safetensors,
+    with config.json and the tokenizer's files. Buffers and unknown arrays are left out.
+
+    **Arguments:**
+
+    - `model_class`: the class of the base model, which must be complete.
+    - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
+    - `folder`: where to; what is replaced there stays whole until all is written.
+    - `dtype`: what floating-point arrays become; what they are if "auto".
+    - `hub_options`: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
+
+    **Returns:** the fate of each name.
+
+    **Raises:** as `load`.
+    """
+    location = Location.of(path_or_id, **hub_options)
+    config, state = read_config(location), read_weights(location)
+    names = {canonical: name for name, canonical in canonical_names(state).items()}
+    try:
+        report = check(_skeleton(model_class, config, names), state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{location}: {error}") from None
+
+    kept = [name for name in names if has_path(name)]
+    heads = [name for name in kept if not name.startswith(BASE)]
+    prefix = "bert." if heads else ""  # as transformers names the base of a model with a head
+    target = target_dtype(dtype, {name: state[names[name]] for name in kept})
+    arrays = {
+        (prefix if name.startswith(BASE) else "") + name: np.asarray(
+            state[names[name]].read(), target
+        )
+        for name in kept
+    }
+    written = {names[name] for name in heads}
+    with staged_folder(folder) as staging:
+        write_weights(arrays, staging)
+        text = config.replace(dtype=target.name).to_json()
+        (staging / CONFIG).write_text(text, encoding="utf-8")
+        for companion in _COMPANIONS:
+            if path := location.find(companion):
+                shutil.copyfile(path, staging / companion)
+    return dataclasses.replace(
+        report,
+        loaded={**report.loaded, **{names[name]: name for name in heads}},
+        unexpected=tuple(name for name in report.unexpected if name not in written),
+    )
+
+
+def _skeleton(
+    model_class: type[eqx.Module], config: BertConfig, names: Mapping[str, object]
+) -> eqx.Module:
+    """The shapes of the base model, with a pooler where the checkpoint has one."""
+    return eqx.filter_eval_shape(
+        model_class,
+        config,
+        add_pooling_layer=any(name.startswith("pooler.") for name in names),
+        key=jax.random.key(0),
+    )
