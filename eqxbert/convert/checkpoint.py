@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from os import PathLike
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,7 +21,7 @@ from .names import BASE, canonical_names, has_path, is_ignored, name_to_path
 from .pretrained import CONFIG, read_config, read_weights, write_weights
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
-from .state_dict import check, target_dtype
+from .state_dict import check, named_arrays, target_dtype
 
 # Files beside the weights that belong to a model as well.
 _COMPANIONS = (
@@ -37,7 +38,7 @@ class Inspection:
     """What is in a checkpoint; as text, for people to read.
 
     - `config`: its configuration.
-    - `tensors`: shape and dtype of its arrays, by canonical name; none has been read.
+    - `tensors`: shape and dtype of its arrays, by their place in the tree; none has been read.
     - `report`: the fate of each name if a base model were loaded, or None if that would fail.
     - `problem`: why it would fail, or None.
     """
@@ -60,26 +61,26 @@ class Inspection:
 
     def _array_lines(self) -> Iterator[str]:
         """A line for each array, those of equal layers only once."""
-        paths = {
-            name_to_path(name) if has_path(name) else name: tensor
-            for name, tensor in self.tensors.items()
-            if not is_ignored(name)
-        }
-        layers = _equal_layers(paths)
-        yield f"{'Arrays':44}{'shape':>16}{'dtype':>10}{'parameters':>14}"
-        for path, tensor in paths.items():
-            match = _LAYER.match(path)
+        layers = _equal_layers(self.tensors)
+        rows = []
+        for name, tensor in self.tensors.items():
+            match = _LAYER.match(name)
             if match and layers:
                 if match.group(1) != "0":
                     continue
-                path = f"encoder.layers.{{0..{layers - 1}}}.{path[match.end() :]}"
+                name = f"encoder.layers.{{0..{layers - 1}}}.{name[match.end() :]}"
             shape = " x ".join(map(str, tensor.shape))
-            yield f"  {path:42}{shape:>16}{tensor.dtype:>10}{math.prod(tensor.shape):>14,}"
-        total = sum(math.prod(tensor.shape) for tensor in paths.values())
-        size = sum(
-            math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize for tensor in paths.values()
-        )
-        yield f"  {'total':68}{total:>14,}  ({size / 2**20:,.1f} MiB)"
+            rows.append((name, shape, tensor.dtype, f"{math.prod(tensor.shape):,}"))
+        header = ("Arrays", "shape", "dtype", "parameters")
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for first, *rest in (header, *rows):
+            yield f"{first:{widths[0] + 2}}" + "".join(
+                f"{cell:>{width + 2}}" for cell, width in zip(rest, widths[1:], strict=True)
+            )
+        sizes = [math.prod(tensor.shape) for tensor in self.tensors.values()]
+        bytes_each = [jnp.dtype(tensor.dtype).itemsize for tensor in self.tensors.values()]
+        mebibytes = sum(map(math.prod, zip(sizes, bytes_each, strict=True))) / 2**20
+        yield f"In all {sum(sizes):,} parameters, {mebibytes:,.1f} MiB"
 
     def _verdict(self) -> Iterator[str]:
         yield "As a BertModel"
@@ -92,10 +93,10 @@ class Inspection:
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
-def _equal_layers(paths: Mapping[str, LazyTensor]) -> int:
+def _equal_layers(tensors: Mapping[str, LazyTensor]) -> int:
     """The number of layers if all have arrays of the same names, shapes and dtypes, else 0."""
     layers: dict[str, set[tuple[str, tuple[int, ...], str]]] = {}
-    for path, tensor in paths.items():
+    for path, tensor in tensors.items():
         if match := _LAYER.match(path):
             entry = (path[match.end() :], tensor.shape, tensor.dtype)
             layers.setdefault(match.group(1), set()).add(entry)
@@ -103,7 +104,7 @@ def _equal_layers(paths: Mapping[str, LazyTensor]) -> int:
 
 
 def inspect_checkpoint(
-    model_class: type[eqx.Module], path_or_id: str | PathLike[str], **hub_options: str
+    model_class: type[eqx.Module], path_or_id: str | PathLike[str], **hub_options: Any
 ) -> Inspection:
     """Looks at a checkpoint without reading its arrays.
 
@@ -117,11 +118,18 @@ def inspect_checkpoint(
     """
     location = Location.of(path_or_id, **hub_options)
     config, state = read_config(location), read_weights(location)
-    tensors = {canonical: state[name] for name, canonical in canonical_names(state).items()}
+    names = {canonical: name for name, canonical in canonical_names(state).items()}
+    skeleton = _skeleton(model_class, config, names)
+    in_order = dict.fromkeys(name for name in named_arrays(skeleton) if name in names) | names
+    tensors = {
+        name_to_path(name) if has_path(name) else name: state[names[name]]
+        for name in in_order
+        if not is_ignored(name)
+    }
     report, problem = None, None
     try:
-        report = check(_skeleton(model_class, config, tensors), state)
-    except ValueError as error:
+        report = check(skeleton, state)
+    except CheckpointError as error:
         problem = str(error)
     return Inspection(config, tensors, report, problem)
 
@@ -132,7 +140,7 @@ def convert_checkpoint(
     folder: str | PathLike[str],
     *,
     dtype: DTypeLike = "auto",
-    **hub_options: str,
+    **hub_options: Any,
 ) -> LoadReport:
     """Writes a checkpoint anew: its arrays, heads included, under today's names as safetensors,
     with config.json and the tokenizer's files. Buffers and unknown arrays are left out.

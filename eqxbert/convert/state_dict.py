@@ -103,7 +103,8 @@ def apply_state(
 
         @jax.jit
         def arrays(key: PRNGKeyArray) -> dict[str, Array]:
-            leaves = _without_prefix(named_arrays(construct(config, key=key, **options)))
+            model = construct(config, key=key, **options)
+            leaves = _without_prefix(named_arrays(model))
             return {name: leaves[name].astype(dtype) for name in names}
 
         return arrays(key)
