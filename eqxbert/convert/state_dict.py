@@ -85,7 +85,7 @@ def from_state_dict(
 
 
 def apply_state(
-    model_class: type[Model],
+    construct: Callable[..., Model],
     config: BertConfig,
     state: Mapping[str, LazyTensor],
     *,
@@ -95,8 +95,7 @@ def apply_state(
     ignore_unexpected: bool,
     **options: Any,
 ) -> tuple[Model, LoadReport]:
-    """`from_state_dict`, with the report."""
-    construct: Callable[..., Any] = model_class
+    """`from_state_dict`, with the report. `construct` is the class of the model."""
 
     def draw(names: tuple[str, ...], dtype: np.dtype) -> dict[str, Array]:
         """The arrays `names` of a new model. Compiled, so that the others are never made."""

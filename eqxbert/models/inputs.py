@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ..nn import causal_mask, key_mask, pair_mask
+from ..nn import align_trailing, causal_mask, key_mask, pair_mask
 
 
 def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
@@ -75,6 +75,6 @@ def attention_mask_for_scores(
             f"{attention_mask.dtype}. An additive mask becomes one by `mask == 0`."
         )
     check_shape("attention_mask", attention_mask, batch_seq, (*batch_seq, seq))
-    may_attend = jnp.asarray(attention_mask) != 0
+    may_attend = jnp.asarray(attention_mask).astype(bool)
     mask = key_mask(may_attend) if may_attend.ndim == len(batch_seq) else pair_mask(may_attend)
-    return mask if causality is None else mask & causality
+    return mask if causality is None else mask & align_trailing(causality, mask)

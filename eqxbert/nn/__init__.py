@@ -17,3 +17,7 @@ from .embedding import Embedding as Embedding
 from .linear import Linear as Linear
 from .mask import causal_mask as causal_mask, key_mask as key_mask, pair_mask as pair_mask
 from .normalization import LayerNorm as LayerNorm
+from .numerics import (
+    accumulation_dtype as accumulation_dtype,
+    align_trailing as align_trailing,
+)

@@ -29,6 +29,11 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def gelu_fast(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`gelu_tanh` with its constant rounded to ten digits, as transformers has it."""
+    return 0.5 * x * (1 + jnp.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
+
+
 def gelu_clipped(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`gelu` clipped to [-10, 10], for quantisation ([Wu et
     al.](https://arxiv.org/abs/2004.09602)).
@@ -74,7 +79,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "gelu": gelu,
         "gelu_10": gelu_clipped,
         "gelu_accurate": gelu_tanh,
-        "gelu_fast": gelu_tanh,
+        "gelu_fast": gelu_fast,
         "gelu_new": gelu_tanh,
         "gelu_python": gelu,
         "gelu_python_tanh": gelu_tanh,

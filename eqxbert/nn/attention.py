@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ._numerics import accumulation_dtype, align_trailing
 from .dropout import dropout
 from .embedding import Embedding
 from .linear import Linear
+from .numerics import accumulation_dtype, align_trailing
 
 
 def dot_product_attention(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._numerics import accumulation_dtype, align_trailing
+from .numerics import accumulation_dtype, align_trailing
 
 
 class Linear(eqx.Module):

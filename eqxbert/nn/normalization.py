@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ._numerics import accumulation_dtype, align_trailing
+from .numerics import accumulation_dtype, align_trailing
 
 
 class LayerNorm(eqx.Module):

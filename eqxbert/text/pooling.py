@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..models import BertModel
-from ..nn import Linear, get_activation
+from ..nn import Linear, accumulation_dtype, get_activation
 
 
 class Pooling(eqx.Module):
@@ -50,7 +50,7 @@ class Pooling(eqx.Module):
         - `mask`: True for the tokens that count.
         """
         # At least float32, since a mean is a sum over many tokens.
-        x = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
+        x = tokens.astype(accumulation_dtype(tokens))
         vectors = [_POOL[mode](x, mask) for mode in self.modes]
         return jnp.concatenate(vectors, axis=-1).astype(tokens.dtype)
 
@@ -173,7 +173,7 @@ class Normalize(eqx.Module):
     """
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = x.astype(accumulation_dtype(x))
         squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
         is_zero = squared == 0
         length = jnp.sqrt(jnp.where(is_zero, 1, squared))

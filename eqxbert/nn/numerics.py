@@ -7,7 +7,8 @@ from numpy import dtype
 
 def accumulation_dtype(x: Shaped[Array, "..."]) -> dtype:
     """The dtype sums over `x` are taken in: that of `x`, but never less than float32."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    # Not `jnp.promote_types`, which refuses under `jax_numpy_dtype_promotion="strict"`.
+    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def align_trailing(x: Shaped[Array, "..."], to: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

@@ -1,0 +1,114 @@
+"""How the runner and a peer talk: one JSON object a line, requests on stdin, replies on stdout.
+
+A peer first says `{"versions": ...}`, then answers `{"do": "prepare", "workload": ...}` and any
+number of `{"do": "measure"}`, until its stdin closes. To a request that fails it answers
+`{"error": ...}`.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# A measurement repeats the work until this much time has passed: the first call after another
+# process held the caches and this one's threads slept is slower than those that follow.
+MEASUREMENT_SECONDS = 0.1
+
+FINGERPRINT_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a peer shall do, as both sides of the conversation see it."""
+
+    kind: str  # "forward": token ids to hidden states; "encode": texts to vectors
+    model: str  # a folder in Hugging Face's layout
+    dtype: str  # "float32" or "bfloat16"
+    device: str  # "cpu" or "gpu"
+    threads: int
+    shape: tuple[int, int] = (0, 0)  # (batch, tokens) of a forward pass
+    texts: list[str] = field(default_factory=list)  # to encode
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model with its input.
+
+    **Arguments:** `run` does the work once and returns when the result is complete. `to_numpy`
+    makes a float32 array of such a result, `(batch, seq, hidden)` or `(texts, hidden)`; it is not
+    measured.
+    """
+
+    run: Callable[[], Any]
+    to_numpy: Callable[[Any], Any]
+
+
+Prepare = Callable[[Workload], Prepared]
+
+
+def serve(packages: tuple[str, ...], **prepare: Prepare) -> None:
+    """Answers the runner until it hangs up.
+
+    **Arguments:** `packages` are those whose versions to report; `prepare` has a function for each
+    kind of workload that the peer knows.
+    """
+    reply = _claim_stdout()
+    reply(versions={package: importlib.metadata.version(package) for package in packages})
+    prepared = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "measure":
+                reply(seconds=_seconds_per_call(prepared.run))
+            else:
+                prepared = None  # free the previous model before loading the next
+                workload = Workload(**request["workload"])
+                prepared, report = _load(prepare[workload.kind], workload)
+                reply(**report)
+        except Exception as error:
+            traceback.print_exc()
+            reply(error=f"{type(error).__name__}: {error}")
+
+
+def _claim_stdout() -> Callable[..., None]:
+    """Keeps stdout for replies: whatever a library prints, from C++ too, goes to stderr."""
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def reply(**message: Any) -> None:
+        print(json.dumps(message), file=stdout, flush=True)
+
+    return reply
+
+
+def _load(prepare: Prepare, workload: Workload) -> tuple[Prepared, dict[str, Any]]:
+    start = time.perf_counter()
+    prepared = prepare(workload)
+    loaded = time.perf_counter()
+    result = prepared.run()  # the call that compiles, where an engine does
+    warm = time.perf_counter()
+    return prepared, {
+        "load_seconds": loaded - start,
+        "first_call_seconds": warm - loaded,
+        "fingerprint": _fingerprint(prepared.to_numpy(result)),
+    }
+
+
+def _fingerprint(values: Any) -> list[float]:
+    """The start of the first and of the last vector: wrong work and a wrong order both show."""
+    ends = values.reshape(-1, values.shape[-1])[[0, -1], :FINGERPRINT_SIZE]
+    return ends.ravel().tolist()
+
+
+def _seconds_per_call(run: Callable[[], Any]) -> float:
+    calls = 0
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < MEASUREMENT_SECONDS:
+        run()
+        calls += 1
+    return elapsed / calls

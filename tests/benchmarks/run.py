@@ -1,0 +1,170 @@
+"""Measures eqxbert side by side with other engines that run BERT.
+
+    EQXBERT_DATA=path/to/data python tests/benchmarks/run.py --json results.json
+
+Two kinds of work are timed: `forward` (token ids to hidden states, for all-MiniLM-L6-v2 and a model
+of BERT-base's size, in float32 and bfloat16) and `encode` (texts to sentence vectors, tokenizer
+included). Every combination of work, model, dtype and size is a *cell*. In a cell all peers load
+the same weights and must agree on the result; then they take turns at being timed, so that a
+machine that slows down slows all of them.
+
+`roster.py` lists the peers, their pinned requirements and what each cannot do; each has a small
+script in `peers/`. Each runs in a virtual environment of its own, made at the first run in the
+`--cache` folder: some gigabytes and minutes. pip's own settings apply; on Linux, point it at
+PyTorch's index of CPU builds to be spared the CUDA build. A peer that cannot be installed, fails or
+computes something else is reported and left out; what it wrote is in the cache's `logs`.
+
+The table gives the seconds to load a model, the seconds of the first call (in which JAX compiles),
+the median, least and greatest time of the rounds, and the ratio of the median to eqxbert's: 2.00
+took twice as long. All peers share the first `--threads` CPUs that this process may use; start it
+under `taskset` to choose others.
+
+`encode` reads `sts-benchmark/sts-dev.csv` (STS-B's development pairs) and
+`scifact-corpus/corpus.jsonl` (SciFact's abstracts) in the folder that the environment variable
+EQXBERT_DATA names, and is left out without it.
+
+`--only` takes parts of a name such as `forward/minilm/float32/8x128/openvino`, with commas between
+alternatives:
+
+    python tests/benchmarks/run.py --only forward/minilm --only eqxbert,openvino
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cells import SHAPES, Cell, encode_cells, forward_cells
+from checkpoints import add_onnx, make_model
+from engines import Engine, environ, limit_cpus
+from environments import UnavailableError, python_of
+from measurement import measure
+from peers.protocol import Workload
+from report import HEADER, Record, rows
+from roster import PEERS, Peer
+
+QUICK_ROUNDS = 2
+QUICK_TEXTS = 64
+
+Plan = list[tuple[Cell, list[Peer]]]
+
+
+def main() -> None:
+    options = parse_arguments()
+    record = Record(options)
+    plan = make_plan(options, record)
+    if not plan:
+        sys.exit("there is nothing to measure: --only left nothing over")
+    limit_cpus(options.threads)
+    models = make_models(plan, options, record)
+    engines = start_engines(plan, options, record)
+    print(HEADER)
+    try:
+        for cell, peers in plan:
+            running = [engines[peer.name] for peer in peers if peer.name in engines]
+            if running and cell.model in models:
+                measure_cell(cell, models[cell.model], running, options, record)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    record.print_left_out()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each peer")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each peer and cell")
+    parser.add_argument("--texts", type=int, default=500, help="how many SciFact abstracts")
+    parser.add_argument("--only", action="append", default=[], help="parts of names, see above")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: smallest sizes only")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/eqxbert-benchmarks"))
+    options = parser.parse_args()
+    options.cache = options.cache.expanduser().resolve()
+    if options.quick:
+        options.rounds, options.texts = QUICK_ROUNDS, QUICK_TEXTS
+    return options
+
+
+def make_plan(options: argparse.Namespace, record: Record) -> Plan:
+    """The cells in the order they are measured, each with the peers that take part."""
+    cells = forward_cells(SHAPES[:1] if options.quick else SHAPES)
+    try:
+        cells += encode_cells(QUICK_TEXTS if options.quick else None, options.texts)
+    except UnavailableError as reason:
+        record.leave_out("encode", "everywhere", reason)
+    plan = [(cell, peers_of(cell, options, record)) for cell in cells]
+    return [(cell, peers) for cell, peers in plan if peers]
+
+
+def peers_of(cell: Cell, options: argparse.Namespace, record: Record) -> list[Peer]:
+    """The peers that `--only` asks for in a cell, less those that cannot do it."""
+    able = []
+    for peer in PEERS:
+        name = f"{cell.name}/{peer.name}"
+        if not all(any(part in name for part in only.split(",")) for only in options.only):
+            continue
+        lacking = [it for it in (options.device, cell.kind, cell.dtype) if it in peer.lacks]
+        for it in lacking:
+            record.leave_out(peer.name, it, peer.lacks[it])
+        if not lacking:
+            able.append(peer)
+    return able
+
+
+def make_models(plan: Plan, options: argparse.Namespace, record: Record) -> dict[str, Path]:
+    """Returns the folders of the plan's models, with an ONNX file where a peer reads one."""
+    onnx = any(peer.reads_onnx for _, peers in plan for peer in peers)
+    folders = {}
+    for model in sorted({cell.model for cell, _ in plan}):
+        what = model
+        try:
+            folders[model] = make_model(model, options.device, options.cache)
+            if onnx:
+                what = f"{model} as ONNX"
+                add_onnx(folders[model], options.device, options.cache)
+        except UnavailableError as reason:
+            record.leave_out(what, "everywhere", reason)
+    return folders
+
+
+def start_engines(plan: Plan, options: argparse.Namespace, record: Record) -> dict[str, Engine]:
+    variables = environ(options.threads, options.device)
+    engines = {}
+    for peer in PEERS:
+        if not any(peer in peers for _, peers in plan):
+            continue
+        try:
+            python = python_of(peer.environment, options.device, options.cache)
+            log = options.cache / "logs" / f"{peer.name}.log"
+            engines[peer.name] = Engine(peer, python, variables, log)
+        except UnavailableError as reason:
+            record.leave_out(peer.name, "everywhere", reason)
+    record.versions = {name: engine.versions for name, engine in engines.items()}
+    return engines
+
+
+def measure_cell(
+    cell: Cell, model: Path, engines: list[Engine], options: argparse.Namespace, record: Record
+) -> None:
+    workload = Workload(
+        kind=cell.kind,
+        model=str(model),
+        dtype=cell.dtype,
+        device=options.device,
+        threads=options.threads,
+        shape=cell.shape,
+        texts=cell.texts,
+    )
+    results, failures = measure(cell, workload, engines, options.rounds)
+    for name, reason in failures.items():
+        record.leave_out(name, cell.name, reason)
+    record.cells[cell.name] = results
+    record.write()  # after every cell: a long run may be interrupted
+    print(rows(cell, results), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
