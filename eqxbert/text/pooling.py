@@ -204,7 +204,7 @@ class SentenceModel(eqx.Module):
         - `key`: a PRNG key for dropout; without one there is none.
         """
         tokens = self.bert(input_ids, attention_mask, token_type_ids, key=key).last_hidden_state
-        mask = jnp.asarray(attention_mask) != 0
+        mask = jnp.asarray(attention_mask).astype(bool)
         if not self.pooling.include_prompt:
             mask = mask.at[..., :prompt_length].set(False)
         x = self.pooling(tokens, mask)

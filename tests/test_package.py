@@ -1,0 +1,89 @@
+"""The package as a whole: which way imports point, what an import costs, that nothing more than the
+declared dependencies is needed.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+from helpers import run_python
+
+import eqxbert
+
+PACKAGE = Path(eqxbert.__file__).parent
+
+# Each part may import itself and those it names.
+MAY_IMPORT = {
+    "config": set(),
+    "outputs": set(),
+    "nn": set(),
+    "convert": {"config"},
+    "models": {"nn", "config", "outputs", "convert"},
+    "generation": {"config", "nn", "outputs"},
+    "training": {"config", "nn", "outputs", "convert"},
+    "text": {"config", "nn", "outputs", "convert", "models"},
+    "cli": {"config", "nn", "outputs", "convert", "models", "text", "generation", "training"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of eqxbert that a file imports."""
+    package = path.relative_to(PACKAGE.parent).parent.parts
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*start, *filter(None, [node.module])])
+            names = (
+                [f"{base}.{alias.name}" for alias in node.names] if base == "eqxbert" else [base]
+            )
+        parts |= {name.split(".")[1] for name in names if name.startswith("eqxbert.")}
+    return parts
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_point_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return
+    assert imported_parts(path) <= MAY_IMPORT[part] | {part}
+
+
+def test_import_checker_sees_imports():
+    assert imported_parts(PACKAGE / "models" / "bert.py") == {"config", "nn", "outputs", "models"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+def test_annotations_are_not_postponed(path):
+    """Postponed annotations would switch the checks of shapes off, silently."""
+    assert "from __future__ import annotations" not in path.read_text(encoding="utf-8")
+
+
+def test_import_needs_no_extra_and_stays_cheap():
+    """CPU seconds, the least of several, against the packages that it stands on."""
+    extras = "tokenizers", "huggingface_hub", "tqdm", "beartype", "torch", "transformers", "flax"
+    ground = "import jax, equinox, optax, safetensors"
+    ours = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import eqxbert"
+    # In turn, since other work on the machine comes and goes.
+    runs = [(cpu_seconds(ground), cpu_seconds(ours)) for _ in range(4)]
+    assert min(o for _, o in runs) <= 1.3 * min(g for g, _ in runs)
+
+
+def cpu_seconds(code: str) -> float:
+    result = run_python(f"import time; {code}; print(time.process_time())")
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout)
+
+
+def test_type_checking_is_off_unless_asked_for():
+    result = run_python("""
+import jax.numpy as jnp, eqxbert, sys
+eqxbert.nn.LayerNorm(4, eps=1e-12)(jnp.zeros((2, 4)))
+print("beartype" in sys.modules)
+""")
+    assert result.stdout.strip() == "False", result.stderr
