@@ -18,10 +18,10 @@ from ..config import BertConfig
 from .containers import LazyTensor
 from .files import Location
 from .names import BASE, canonical_names, has_path, is_ignored, name_to_path
-from .pretrained import CONFIG, read_config, read_weights, write_weights
+from .pretrained import read_config, read_weights, write_config, write_weights
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
-from .state_dict import check, named_arrays, target_dtype
+from .state_dict import check, named_arrays, quantised
 
 # Files beside the weights that belong to a model as well.
 _COMPANIONS = (
@@ -77,10 +77,10 @@ class Inspection:
             yield f"{first:{widths[0] + 2}}" + "".join(
                 f"{cell:>{width + 2}}" for cell, width in zip(rest, widths[1:], strict=True)
             )
-        sizes = [math.prod(tensor.shape) for tensor in self.tensors.values()]
-        bytes_each = [jnp.dtype(tensor.dtype).itemsize for tensor in self.tensors.values()]
-        mebibytes = sum(map(math.prod, zip(sizes, bytes_each, strict=True))) / 2**20
-        yield f"In all {sum(sizes):,} parameters, {mebibytes:,.1f} MiB"
+        tensors = self.tensors.values()
+        mebibytes = sum(math.prod(t.shape) * _bits(t.dtype) for t in tensors) / 8 / 2**20
+        parameters = sum(math.prod(t.shape) for t in tensors)
+        yield f"In all {parameters:,} parameters, {mebibytes:,.1f} MiB"
 
     def _verdict(self) -> Iterator[str]:
         yield "As a BertModel"
@@ -88,6 +88,12 @@ class Inspection:
             yield from (f"  {line}" for line in self.problem.splitlines())
         if self.report is not None:
             yield from (f"  {line}" for line in str(self.report).splitlines())
+
+
+def _bits(dtype: str) -> int:
+    """The bits of an element; in the names of dtypes that NumPy does not know, too."""
+    match = re.search(r"\d+", dtype)
+    return int(match.group()) if match else 8
 
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -150,7 +156,7 @@ def convert_checkpoint(
     - `model_class`: the class of the base model, which must be complete.
     - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
     - `folder`: where to; what is replaced there stays whole until all is written.
-    - `dtype`: what floating-point arrays become; what they are if "auto".
+    - `dtype`: what the arrays become; each stays what it is if "auto".
     - `hub_options`: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
 
     **Returns:** the fate of each name.
@@ -165,21 +171,21 @@ def convert_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{location}: {error}") from None
 
-    kept = [name for name in names if has_path(name)]
+    kept = {name: state[names[name]] for name in names if has_path(name)}
+    if problems := quantised(kept):
+        raise CheckpointError(f"{location}: " + problems[0])
     heads = [name for name in kept if not name.startswith(BASE)]
     prefix = "bert." if heads else ""  # as transformers names the base of a model with a head
-    target = target_dtype(dtype, {name: state[names[name]] for name in kept})
     arrays = {
         (prefix if name.startswith(BASE) else "") + name: np.asarray(
-            state[names[name]].read(), target
+            tensor.read(), tensor.dtype if dtype == "auto" else jnp.dtype(dtype)
         )
-        for name in kept
+        for name, tensor in kept.items()
     }
     written = {names[name] for name in heads}
     with staged_folder(folder) as staging:
         write_weights(arrays, staging)
-        text = config.replace(dtype=target.name).to_json()
-        (staging / CONFIG).write_text(text, encoding="utf-8")
+        write_config(config, arrays, staging)
         for companion in _COMPANIONS:
             if path := location.find(companion):
                 shutil.copyfile(path, staging / companion)

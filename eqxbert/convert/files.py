@@ -48,6 +48,8 @@ class Location:
             "local_files_only": local_files_only,
         }
         name, path = os.fspath(path_or_id), Path(path_or_id).expanduser()
+        if not name:
+            raise FileNotFoundError("The name of the folder or repository is empty.")
         if path.is_dir():
             return cls(path / subfolder, name, subfolder, options)
         if path.exists():
@@ -55,7 +57,7 @@ class Location:
                 f"{name} is a file. Give the folder that holds it and its config.json."
             )
         looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-        if looks_local or not name or "\\" in name or isinstance(path_or_id, Path):
+        if looks_local or "\\" in name or isinstance(path_or_id, Path):
             raise FileNotFoundError(f"There is no folder {name!r} here.")
         return cls(None, name, subfolder, options)
 
@@ -161,23 +163,34 @@ def _download(location: Location, name: str) -> Path | None:
             f"There is no folder {location.repository!r} here, and it cannot be the name of a "
             f"repository: {error}"
         ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except errors.HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise PermissionError(
+                f"The Hugging Face hub refuses to show {location}; the token may be wrong or "
+                f"expired. ({error})"
+            ) from error
         raise ConnectionError(f"Fetching {name} of {location} failed: {error}") from error
+    except Exception as error:  # whatever the library that carries the bytes raises
+        raise ConnectionError(f"Fetching {name} of {location} failed: {error!r}") from error
 
 
 def _known_to_be_absent(location: Location, name: str) -> bool:
-    """Whether the cache, which is all there is offline, has noted that the file does not exist, or
-    holds other files of the same revision (then the absent one is most likely not there either).
-    """
+    """Whether the cache, which is all there is offline, shows that a file does not exist."""
     import huggingface_hub as hub
 
-    options = {
-        "cache_dir": location.hub_options["cache_dir"],
-        "revision": location.hub_options["revision"],
-    }
-    path = str(PurePosixPath(location.subfolder, name))
-    if hub.try_to_load_from_cache(location.repository, path, **options) is not None:
+    def cached(path: str | PurePosixPath) -> object:
+        return hub.try_to_load_from_cache(
+            location.repository,
+            str(path),
+            cache_dir=location.hub_options["cache_dir"],
+            revision=location.hub_options["revision"],
+        )
+
+    path = PurePosixPath(location.subfolder, name)
+    if cached(path) is not None:  # not the path of the file: a note that there is none
         return True
-    config = str(PurePosixPath(location.subfolder, "config.json"))
-    found = hub.try_to_load_from_cache(location.repository, config, **options)
-    return name != "config.json" and isinstance(found, str)
+    # snapshot_download makes no such notes, but it fetches all, even what nobody fetches alone.
+    if isinstance(cached(".gitattributes"), str):
+        return True
+    # Where weights are in shards, they are not in one file as well.
+    return isinstance(cached(f"{path}.index.json"), str)

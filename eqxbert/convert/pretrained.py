@@ -200,12 +200,15 @@ def save(model: Any, folder: str | PathLike[str], *, max_shard_size: int | str =
 def write_model(model: Any, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
     """What `save` writes, straight into a folder that is there."""
     state = {name: np.asarray(array) for name, array in to_state_dict(model).items()}
-    dtypes = {array.dtype.name for array in state.values()}
-    config = model.config.replace(
-        architectures=(type(model).__name__,),
-        dtype=dtypes.pop() if len(dtypes) == 1 else None,
-    )
     write_weights(state, folder, max_shard_size=max_shard_size)
+    config = model.config.replace(architectures=(type(model).__name__,))
+    write_config(config, state, folder)
+
+
+def write_config(config: BertConfig, state: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Writes config.json, which also says what dtype the arrays have, if all have the same."""
+    dtypes = {array.dtype.name for array in state.values()}
+    config = config.replace(dtype=dtypes.pop() if len(dtypes) == 1 else None)
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
 
 

@@ -24,26 +24,61 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; the model needs a folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, hence on the same disk, where renaming is atomic.
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    is_new = not folder.exists()
+    # Where the files will be on the disk that they will stay on: only there is renaming atomic.
+    place = folder.parent if is_new else folder
+    place.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=place))
     try:
         yield staging
         files = [path for path in staging.rglob("*") if path.is_file()]
         for path in files:
+            path.chmod(0o666 & ~_umask())  # some writers make files for their owner alone
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if not folder.exists():
-            staging.chmod(0o777 & ~_umask())  # it was made for its owner alone
+        if is_new:
+            staging.chmod(0o777 & ~_umask())
             staging.rename(folder)
-            return
-        written = sorted((path.relative_to(staging) for path in files), key=_order_of_renaming)
-        for path in written:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (staging / path).replace(folder / path)
-        _remove_old_weights(folder, set(written))
+        else:
+            _move_into(folder, staging, {path.relative_to(staging) for path in files})
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_into(folder: Path, staging: Path, written: set[Path]) -> None:
+    """Moves the files from `staging` to `folder` in place of those that were there. If one cannot
+    be moved, all that were replaced or removed come back.
+    """
+    backup = staging / "backup"
+    backup.mkdir()
+    moved: list[Path] = []
+    put_aside: list[Path] = []
+    try:
+        for path in sorted(written, key=_order_of_moving):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / path).exists():
+                _link_or_move(folder / path, backup / path)
+                put_aside.append(path)
+            (staging / path).replace(folder / path)
+            moved.append(path)
+        for path in _old_weights(folder) - written if _has_weights(written) else set():
+            (folder / path).replace(backup / path)
+            put_aside.append(path)
+    except BaseException:
+        for path in moved:
+            (folder / path).unlink()
+        for path in put_aside:
+            (backup / path).replace(folder / path)
+        raise
+
+
+def _link_or_move(path: Path, to: Path) -> None:
+    """Keeps a file that is about to be replaced. A link leaves it in its place until then."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:  # not every file system has links
+        path.replace(to)
 
 
 @contextlib.contextmanager
@@ -64,18 +99,18 @@ def staged_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
         Path(name).unlink(missing_ok=True)
 
 
-def _order_of_renaming(path: Path) -> int:
+def _order_of_moving(path: Path) -> int:
     """Shards before the index that names them, since a reader starts from the index."""
     return 1 if path.name.endswith(".index.json") else 0
 
 
-def _remove_old_weights(folder: Path, written: set[Path]) -> None:
-    """Removes the weights of an earlier model, lest they be taken for this one's."""
-    if not any(_WEIGHT_FILE.fullmatch(str(path)) for path in written):
-        return
-    for path in folder.iterdir():
-        if _WEIGHT_FILE.fullmatch(path.name) and Path(path.name) not in written:
-            path.unlink()
+def _has_weights(paths: set[Path]) -> bool:
+    return any(_WEIGHT_FILE.fullmatch(str(path)) for path in paths)
+
+
+def _old_weights(folder: Path) -> set[Path]:
+    """The weights in a folder, which could be taken for those that are written now."""
+    return {Path(path.name) for path in folder.iterdir() if _WEIGHT_FILE.fullmatch(path.name)}
 
 
 def _umask() -> int:

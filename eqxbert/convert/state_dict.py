@@ -1,5 +1,6 @@
 """Applying a checkpoint's arrays to a model, and taking them out of it."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ def to_state_dict(model: eqx.Module) -> dict[str, Array]:
         raise CheckpointError(
             "The model's arrays are not those that its `config` describes:\n  "
             + "\n  ".join(sorted(problems))
-            + "\nChange the model's config to agree with its arrays."
+            + "\nLet them agree: model.with_config(model.config.replace(...))."
         )
     return state
 
@@ -230,7 +231,7 @@ def _compare(
     homeless = [
         found[name][0]
         for name in unexpected
-        if name.startswith(BASE) and not name.startswith("pooler.")
+        if (name.startswith(BASE) and not name.startswith("pooler.")) or ".lora_" in name
     ]
     report = LoadReport(
         loaded=loaded,
@@ -263,12 +264,7 @@ def _raise_problems(
             for name, (found, expected) in report.mismatched.items()
         ]
         problems.append(_list("of another shape", rows) + _why_mismatched(report))
-    not_floating = [f"{n}: {t.dtype}" for n, t in tensors.items() if "float" not in t.dtype]
-    if not_floating:
-        problems.append(
-            _list("of a dtype that is not floating-point", not_floating)
-            + "Quantised checkpoints are not supported; load the original one."
-        )
+    problems += quantised(tensors)
     if homeless:
         problems.append(
             _list("in the checkpoint without a place in the model", homeless)
@@ -278,6 +274,16 @@ def _raise_problems(
         )
     if problems:
         raise CheckpointError("The checkpoint does not fit the model.\n\n" + "\n\n".join(problems))
+
+
+def quantised(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """What to say of tensors that are not in one of the dtypes that models compute in, if any."""
+    rows = [f"{name}: {t.dtype}" for name, t in tensors.items() if t.dtype not in _FLOATS]
+    advice = "Quantised checkpoints are not supported; load the original one."
+    return [_list("of a dtype that is not supported", rows) + advice] if rows else []
+
+
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
 def _list(title: str, rows: list[str]) -> str:
@@ -315,11 +321,13 @@ def _why_mismatched(report: LoadReport) -> str:
 
 
 def target_dtype(dtype: DTypeLike | None, tensors: Mapping[str, LazyTensor]) -> np.dtype:
-    """The dtype that `dtype` asks for: float32 if None, that of the tensors if "auto"."""
+    """The dtype asked for: float32 if None, the one that holds all tensors if "auto"."""
     if dtype is None:
         return jnp.dtype(jnp.float32)
     if isinstance(dtype, str) and dtype == "auto":
-        return jnp.result_type(*{jnp.dtype(tensor.dtype) for tensor in tensors.values()})
+        dtypes = {jnp.dtype(tensor.dtype) for tensor in tensors.values()} or {jnp.dtype("float32")}
+        with jax.numpy_dtype_promotion("standard"):
+            return functools.reduce(jnp.promote_types, dtypes)
     target = jnp.dtype(dtype)
     if not jnp.issubdtype(target, jnp.floating):
         raise ValueError(f"dtype must be a floating-point one, got {target}.")

@@ -1,5 +1,6 @@
 """What every model has in common: it can be read from a checkpoint and written to one."""
 
+import dataclasses
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -54,6 +55,16 @@ class PretrainedModel(eqx.Module):
             **changes,
         )
         return loaded.model
+
+    def with_config(self: Model, config: BertConfig) -> Model:
+        """The same model with another configuration. (The configuration is static, out of the reach
+        of `eqx.tree_at`.) It should describe the arrays that the model has, or has got by surgery.
+        """
+        model = object.__new__(type(self))
+        for field in dataclasses.fields(self):
+            value = config if field.name == "config" else getattr(self, field.name)
+            object.__setattr__(model, field.name, value)
+        return model
 
     def save_pretrained(
         self, folder: str | PathLike[str], *, max_shard_size: int | str = "5GB"

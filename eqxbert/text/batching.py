@@ -28,12 +28,12 @@ class Batch:
 
 
 def buckets(max_length: int) -> list[int]:
-    """The lengths that texts are padded to: 8, 16, 24, 32, 48, 64, 96, 128, 192, ... up to, and
-    including, `max_length`. Beyond 16 no text is padded by more than half of its length.
+    """The lengths that texts are padded to: 8, 12, 16, ..., 32, then four in every octave (40, 48,
+    56, 64, 80, 96, ...), up to, and including, `max_length`.
     """
-    steps = itertools.chain([8, 16], *((3 * 2**k, 4 * 2**k) for k in range(3, 32)))
-    below = itertools.takewhile(lambda length: length < max_length, steps)
-    return [*below, max_length]
+    octaves = (range(5 * 2**k, 9 * 2**k, 2**k) for k in range(3, 32))
+    steps = itertools.chain(range(8, 33, 4), itertools.chain.from_iterable(octaves))
+    return [*itertools.takewhile(lambda length: length < max_length, steps), max_length]
 
 
 def plan_batches(

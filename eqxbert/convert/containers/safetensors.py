@@ -56,5 +56,6 @@ def _read(path: Path, name: str) -> np.ndarray:
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes the tensors, marked as PyTorch's (`format: pt`), as transformers expects."""
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # (np.ascontiguousarray would give an array of no axes one.)
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt"})

@@ -24,6 +24,8 @@ class LazyTensor(NamedTuple):
 
 
 def _as_numpy(array: Any) -> np.ndarray:
+    if hasattr(array, "detach"):  # PyTorch's
+        array = array.detach()
     if str(array.dtype) == "torch.bfloat16":  # which NumPy cannot take over
         array = array.float()
     return np.asarray(array)
