@@ -29,7 +29,7 @@ class FrozenDict(dict[K, V]):
         return type(self), (dict(self),)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class BertConfig:
     """What determines a BERT's architecture and behaviour. The defaults are bert-base-uncased.
 
@@ -86,6 +86,12 @@ class BertConfig:
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
         object.__setattr__(self, "extra", FrozenDict(self.extra))
         _check_values(self)
+
+    def __repr__(self) -> str:
+        default = BertConfig()
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = [f"{k}={x!r}" for k, x in values.items() if x != getattr(default, k)]
+        return f"BertConfig({', '.join(changed)})"
 
     @property
     def head_size(self) -> int:

@@ -74,7 +74,7 @@ def test_inspect(minilm, capsys):
     assert "30522 x 384" in out
     assert "encoder.layers.{0..5}.attention.query.weight" in out
     assert "22,713,216 parameters, 86.6 MiB" in out
-    assert "103 arrays loaded, 1 buffers ignored" in out
+    assert "arrays loaded: 103, buffers ignored: 1" in out
 
 
 def test_inspect_says_what_is_wrong(minilm, tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_inspect_says_what_is_wrong(minilm, tmp_path, capsys):
 def test_convert(minilm, expected, tmp_path, capsys):
     target = tmp_path / "converted"
     assert main(["convert", str(minilm), str(target), "--dtype", "bfloat16"]) == 0
-    assert "103 arrays loaded" in capsys.readouterr().out
+    assert "arrays loaded: 103" in capsys.readouterr().out
     model = eqxbert.BertModel.from_pretrained(target, dtype="auto")
     assert model.embeddings.word.weight.dtype == "bfloat16"
     tokenizer = eqxbert.Tokenizer.from_pretrained(target)

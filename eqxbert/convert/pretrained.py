@@ -91,6 +91,10 @@ def load(
             local_files_only=local_files_only,
         )
     config, options = _split_changes(model_class, read_config(location), changes)
+    if isinstance(dtype, str) and dtype == "auto":
+        dtype = config.dtype or dtype
+    # These two describe the file, not the model, which says for itself what it is.
+    config = config.replace(dtype=None, architectures=None)
     try:
         model, report = apply_state(
             model_class,

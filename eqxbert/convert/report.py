@@ -25,13 +25,13 @@ class LoadReport:
 
     def summary(self) -> str:
         """The report in one line."""
-        parts = [f"{len(self.loaded)} arrays loaded"]
+        parts = [f"arrays loaded: {len(self.loaded)}"]
         if self.initialized:
-            parts.append(f"{len(self.initialized)} drawn anew")
+            parts.append(f"drawn anew: {len(self.initialized)}")
         if self.unexpected:
-            parts.append(f"{len(self.unexpected)} in the checkpoint not used by this model")
+            parts.append(f"in the checkpoint, but not used by this model: {len(self.unexpected)}")
         if self.ignored:
-            parts.append(f"{len(self.ignored)} buffers ignored")
+            parts.append(f"buffers ignored: {len(self.ignored)}")
         return ", ".join(parts)
 
     def __str__(self) -> str:

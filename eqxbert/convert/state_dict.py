@@ -112,7 +112,7 @@ def apply_state(
     return fill(
         eqx.filter_eval_shape(construct, config, key=jax.random.key(0), **options),
         state,
-        dtype=config.dtype if dtype == "auto" and config.dtype is not None else dtype,
+        dtype=dtype,
         draw=None if key is None else draw,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         ignore_unexpected=ignore_unexpected,

@@ -118,6 +118,23 @@ class SentenceEncoder:
             similarity_fn_name=config.get("similarity_fn_name") or "cosine",
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"SentenceEncoder(embedding_size={self.embedding_size}, "
+            f"max_seq_length={self.max_seq_length}, prompts={sorted(self.prompts)})"
+        )
+
+    def with_model(self, model: SentenceModel) -> "SentenceEncoder":
+        """The same encoder with another model, such as a trained one."""
+        return SentenceEncoder(
+            model,
+            self.tokenizer,
+            max_seq_length=self.max_seq_length,
+            prompts=self.prompts,
+            default_prompt_name=self.default_prompt_name,
+            similarity_fn_name=self.similarity_fn_name,
+        )
+
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes the encoder to a folder that this library and sentence-transformers can load. If
         writing fails, what was in the folder stays.

@@ -25,7 +25,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "a\\b", Path("nothing")])
 def test_what_cannot_be_a_repository_is_not_looked_for_on_the_hub(name: Any) -> None:
-    with pytest.raises(FileNotFoundError, match="There is no folder|is empty"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder|is empty"):
         from_folder(name)
 
 
