@@ -8,9 +8,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-# Rows that do not fill a batch join the next longer bucket if that adds less than this share of
-# work to the whole: one program less to compile, for next to nothing.
-_NEGLIGIBLE = 0.02
+# Rows that do not fill a batch join the next longer bucket, or are filled up with empty ones, if
+# that adds less than this share of work to the whole. It saves compiling a program.
+_NEGLIGIBLE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Batch:
 
 
 def buckets(max_length: int) -> list[int]:
-    """The lengths that texts are padded to: 8, 12, 16, ..., 32, then four in every octave (40, 48,
-    56, 64, 80, 96, ...), up to, and including, `max_length`.
+    """The lengths that texts are padded to: 8, 12, 16, 20, 24, 32, and then two in every octave
+    (48, 64, 96, 128, ...), up to, and including, `max_length`.
     """
-    octaves = (range(5 * 2**k, 9 * 2**k, 2**k) for k in range(3, 32))
-    steps = itertools.chain(range(8, 33, 4), itertools.chain.from_iterable(octaves))
+    longer = itertools.chain.from_iterable((3 * 2**k, 4 * 2**k) for k in range(4, 32))
+    steps = itertools.chain((8, 12, 16, 20, 24, 32), longer)
     return [*itertools.takewhile(lambda length: length < max_length, steps), max_length]
 
 
@@ -41,8 +41,8 @@ def plan_batches(
 ) -> Iterator[Batch]:
     """Batches of texts of similar lengths, the shortest first.
 
-    All batches of a bucket have the same shape but the last, whose number of rows is a power of
-    two.
+    All batches of a bucket have the same shape, but for a last one of few texts, whose number of
+    rows is a power of two.
 
     **Arguments:**
 
@@ -64,7 +64,9 @@ def plan_batches(
         left = end - start
         joins_longer = end < len(order) and left * (longer - seq) <= _NEGLIGIBLE * total
         if left and not joins_longer:
-            yield Batch(tuple(order[start:end]), min(rows, _power_of_two(left)), seq)
+            if (rows - left) * seq > _NEGLIGIBLE * total:
+                rows = min(rows, _power_of_two(left))
+            yield Batch(tuple(order[start:end]), rows, seq)
             start = end
 
 

@@ -5,6 +5,7 @@ of a BERT and them.
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -64,8 +65,9 @@ def _pool_first(
 def _pool_last(
     x: Float[Array, "*batch seq hidden"], mask: Bool[Array, "*batch seq"]
 ) -> Float[Array, "*batch hidden"]:
-    last = mask.shape[-1] - 1 - jnp.argmax(jnp.flip(mask, axis=-1), axis=-1)
-    return _token_at(x, last)
+    positions = jnp.broadcast_to(jnp.arange(mask.shape[-1]), mask.shape)
+    last = jnp.max(jnp.where(mask, positions, 0), axis=-1)
+    return _token_at(jnp.where(mask[..., None], x, 0), last)
 
 
 def _token_at(
@@ -152,10 +154,13 @@ class Dense(eqx.Module):
         - `key`: a PRNG key for the weights.
         """
         get_activation(activation)
-        self.linear = Linear(in_features, out_features, use_bias=use_bias, key=key)
+        linear_key, residual_key = jax.random.split(key)
+        self.linear = Linear(in_features, out_features, use_bias=use_bias, key=linear_key)
         needs_map = use_residual and in_features != out_features
         self.residual = (
-            Linear(in_features, out_features, use_bias=False, key=key) if needs_map else None
+            Linear(in_features, out_features, use_bias=False, key=residual_key)
+            if needs_map
+            else None
         )
         self.activation = activation
         self.use_residual = use_residual
@@ -193,7 +198,7 @@ class SentenceModel(eqx.Module):
         attention_mask: Any,
         token_type_ids: Int[Array | np.ndarray, "*batch seq"] | None = None,
         *,
-        prompt_length: int = 0,
+        prompt_length: Int[Array | np.ndarray, ""] | int = 0,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch size"]:
         """**Arguments:**
@@ -206,7 +211,7 @@ class SentenceModel(eqx.Module):
         tokens = self.bert(input_ids, attention_mask, token_type_ids, key=key).last_hidden_state
         mask = jnp.asarray(attention_mask).astype(bool)
         if not self.pooling.include_prompt:
-            mask = mask.at[..., :prompt_length].set(False)
+            mask = mask & jnp.broadcast_to(jnp.arange(mask.shape[-1]) >= prompt_length, mask.shape)
         x = self.pooling(tokens, mask)
         for module in self.head:
             x = module(x)

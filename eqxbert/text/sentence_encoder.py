@@ -23,9 +23,8 @@ from .sentence_files import (
     write_json,
     write_sentence_model,
 )
-from .tokenizer import Tokenizer, check_texts, pad_rows
+from .tokenizer import Tokenizer, check_text, check_texts, pad_rows
 
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 # A micro-batch whose activations stay in the processor's cache is up to twice as fast as a large
@@ -40,6 +39,8 @@ class SentenceEncoder:
     - `model`: the arrays, an Equinox module that can be trained.
     - `tokenizer`: what makes tokens of texts.
     - `max_seq_length`: how many tokens of a text count, special ones included; the rest is cut off.
+    - `truncate_dim`: how many dimensions of a vector are kept unless a call says otherwise; None
+        for all.
     - `prompts`: texts by name that `encode` can put before each text.
     - `default_prompt_name`: the prompt that is used unless a call says otherwise, or None.
     - `similarity_fn_name`: how `similarity` compares vectors.
@@ -51,18 +52,25 @@ class SentenceEncoder:
         tokenizer: Tokenizer,
         *,
         max_seq_length: int | None = None,
+        truncate_dim: int | None = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
-        similarity_fn_name: Similarity = "cosine",
+        similarity_fn_name: str = "cosine",
     ):
         limit = model.bert.config.max_position_embeddings
         wanted = tokenizer.max_length if max_seq_length is None else max_seq_length
         self.model = model
         self.tokenizer = tokenizer
         self.max_seq_length = limit if wanted is None else min(wanted, limit)
+        self.truncate_dim = truncate_dim
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
         self.similarity_fn_name = similarity_fn_name
+        if self.max_seq_length < 3:
+            raise ValueError(
+                f"max_seq_length is {self.max_seq_length}, which leaves no room for a text between "
+                "the two special tokens."
+            )
         if tokenizer.vocab_size > model.bert.config.vocab_size:
             raise ValueError(
                 f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only "
@@ -103,16 +111,20 @@ class SentenceEncoder:
         """
         location = convert.Location.of(path_or_id, **hub_options)
         modules = read_modules(location)
-        _, transformer = modules[0]
-        transformer_config = read_transformer_config(transformer)
-        config = read_json(location, "config_sentence_transformers.json", {})
-        tokenizer = Tokenizer.from_pretrained(transformer)
+        transformer_config = read_transformer_config(modules)
+        config = {}
+        if modules.pooling is not None:
+            config = read_json(location, "config_sentence_transformers.json", {})
+        tokenizer = Tokenizer.from_pretrained(modules.transformer)
+        if max_seq_length is None:
+            max_seq_length = transformer_config.get("max_seq_length")
         if transformer_config.get("do_lower_case"):
             tokenizer = tokenizer.lowercased()
         return cls(
             read_sentence_model(modules, dtype),
             tokenizer,
-            max_seq_length=max_seq_length or transformer_config.get("max_seq_length"),
+            max_seq_length=max_seq_length,
+            truncate_dim=config.get("truncate_dim"),
             prompts=config.get("prompts"),
             default_prompt_name=config.get("default_prompt_name"),
             similarity_fn_name=config.get("similarity_fn_name") or "cosine",
@@ -130,6 +142,7 @@ class SentenceEncoder:
             model,
             self.tokenizer,
             max_seq_length=self.max_seq_length,
+            truncate_dim=self.truncate_dim,
             prompts=self.prompts,
             default_prompt_name=self.default_prompt_name,
             similarity_fn_name=self.similarity_fn_name,
@@ -152,12 +165,13 @@ class SentenceEncoder:
                     "prompts": self.prompts,
                     "default_prompt_name": self.default_prompt_name,
                     "similarity_fn_name": self.similarity_fn_name,
+                    "truncate_dim": self.truncate_dim,
                 },
             )
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Sequence[str] | np.ndarray,
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -177,7 +191,7 @@ class SentenceEncoder:
         - `output_value`: "sentence_embedding" for one vector a text; "token_embeddings" for one
             vector a token, special tokens included.
         - `normalize`: whether the vectors are scaled to length 1, after truncation.
-        - `truncate_dim`: how many dimensions of each vector are kept; all if None.
+        - `truncate_dim`: how many dimensions of each vector are kept; `self.truncate_dim` if None.
         - `tokens_per_batch`: how many tokens go through the model at once, padding included; what
             suits the device if None.
         - `show_progress_bar`: whether progress is shown; if None, in a terminal, when it takes
@@ -186,14 +200,19 @@ class SentenceEncoder:
         **Returns:** an array of shape (texts, size), or (size,) for a single text, in the order of
         the texts. For token embeddings a list of arrays (tokens, hidden), or a single one.
 
-        **Raises:** `ValueError` if something is not a text, or a prompt is unknown.
+        **Raises:** `ValueError` if something is not a text, a prompt is unknown, or token
+        embeddings, which are the model's own, are to be truncated or normalised.
         """
         if output_value not in _COMPUTE:
             raise ValueError(f"output_value is {output_value!r}; known are {', '.join(_COMPUTE)}.")
+        is_tokens = output_value == "token_embeddings"
+        if is_tokens and (normalize or truncate_dim is not None):
+            raise ValueError("normalize and truncate_dim are for sentence embeddings.")
+        truncate_dim = self.truncate_dim if truncate_dim is None else truncate_dim
         if truncate_dim is not None and truncate_dim < 1:
             raise ValueError(f"truncate_dim must be a positive number, got {truncate_dim}.")
         is_single = isinstance(sentences, str)
-        texts: Sequence[str] = [sentences] if is_single else sentences
+        texts: Sequence[str] | np.ndarray = [sentences] if isinstance(sentences, str) else sentences
         check_texts("sentences", texts)
         prompt = self._resolve_prompt(prompt_name, prompt)
         if prompt:
@@ -205,16 +224,15 @@ class SentenceEncoder:
         with _progress_bar(len(texts), show_progress_bar) as progress:
             for batch, rows in self._run(ids, output_value, prompt_length, tokens_per_batch):
                 for i, row in zip(batch.indices, rows, strict=False):
-                    results[i] = row if output_value == "sentence_embedding" else row[: len(ids[i])]
+                    results[i] = row[: len(ids[i])] if is_tokens else row
                 progress.update(len(batch.indices))
-        results = [row[..., :truncate_dim] for row in results]
+        if is_tokens:
+            return results[0] if is_single else results
+        vectors = np.stack(results) if results else np.zeros((0, self.embedding_size), np.float32)
+        vectors = vectors[:, :truncate_dim]
         if normalize:
-            results = [_unit_length(row) for row in results]
-        if is_single:
-            return results[0]
-        if output_value == "token_embeddings":
-            return results
-        return np.stack(results) if results else np.zeros((0, self.embedding_size), np.float32)
+            vectors = _unit_length(vectors)
+        return vectors[0] if is_single else vectors
 
     def similarity(
         self, a: Float[np.ndarray, "... size"], b: Float[np.ndarray, "... size"]
@@ -234,13 +252,14 @@ class SentenceEncoder:
         """The size of a text's vector."""
         ids = jax.ShapeDtypeStruct((1, 1), np.int32)
         lengths = jax.ShapeDtypeStruct((1,), np.int32)
-        vectors = eqx.filter_eval_shape(_sentence_vectors, self.model, ids, lengths, 0)
+        vectors = eqx.filter_eval_shape(_sentence_vectors, self.model, ids, lengths, np.int32(0))
         return vectors.shape[-1]
 
     def _resolve_prompt(self, name: str | None, prompt: str | None) -> str:
         if prompt is not None:
             if name is not None:
                 raise ValueError(f"Give prompt or prompt_name, not both ({prompt!r}, {name!r}).")
+            check_text("prompt", prompt)
             return prompt
         name = self.default_prompt_name if name is None else name
         if name is None:
@@ -271,6 +290,7 @@ class SentenceEncoder:
                 jax.default_backend(), _TOKENS_PER_BATCH_ELSEWHERE
             )
         compute = _COMPUTE[output_value]
+        prompt = np.asarray(prompt_length, np.int32)  # an array, since each int has its own program
         under_way: tuple[Batch, Array] | None = None
         for batch in plan_batches(
             [len(row) for row in ids],
@@ -281,7 +301,7 @@ class SentenceEncoder:
             padded = pad_rows(rows, (batch.rows, batch.seq), self.tokenizer.pad_id)
             lengths = np.zeros(batch.rows, np.int32)
             lengths[: len(rows)] = [len(row) for row in rows]
-            started = batch, compute(self.model, padded, lengths, prompt_length)
+            started = batch, compute(self.model, padded, lengths, prompt)
             if under_way is not None:
                 yield under_way[0], np.asarray(under_way[1])
             under_way = started
@@ -294,7 +314,7 @@ def _sentence_vectors(
     model: SentenceModel,
     ids: Int[Array | np.ndarray, "rows seq"],
     lengths: Int[Array | np.ndarray, " rows"],
-    prompt_length: int,
+    prompt_length: Int[Array | np.ndarray, ""],
 ) -> Float[Array, "rows size"]:
     vectors = model(ids, _mask(ids, lengths), prompt_length=prompt_length)
     return vectors.astype(jnp.float32)
@@ -305,7 +325,7 @@ def _token_vectors(
     model: SentenceModel,
     ids: Int[Array | np.ndarray, "rows seq"],
     lengths: Int[Array | np.ndarray, " rows"],
-    prompt_length: int,
+    prompt_length: Int[Array | np.ndarray, ""],
 ) -> Float[Array, "rows seq hidden"]:
     del prompt_length  # a prompt's tokens are tokens like the others
     return model.bert(ids, _mask(ids, lengths)).last_hidden_state.astype(jnp.float32)

@@ -1,5 +1,6 @@
 """The layout of sentence-transformers' folders: `modules.json`, and a folder for each module."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ..convert.containers import read_safetensors, write_safetensors
 from ..convert.pretrained import write_model
 from ..convert.state_dict import fill, named_arrays
 from ..models import BertModel
+from ..nn import get_activation
 from .pooling import Dense, Normalize, Pooling, SentenceModel
 
 logger = logging.getLogger("eqxbert")
@@ -52,15 +54,23 @@ _ACTIVATIONS = {
 }
 
 
-def read_json(location: convert.Location, name: str, default: Any = None) -> Any:
-    """The contents of a JSON file, or `default` if there is none of that name."""
+def read_json(
+    location: convert.Location, name: str, default: Any = None, *, expected: type = dict
+) -> Any:
+    """The contents of a JSON file, or `default` if there is none of that name.
+
+    **Raises:** `ValueError` if it is not JSON, or not of the `expected` type.
+    """
     path = location.find(name)
     if path is None:
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, expected):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not a {expected.__name__}.")
+    return values
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -69,51 +79,69 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_modules(location: convert.Location) -> list[tuple[str, convert.Location]]:
-    """The kinds of the modules ("Transformer", "Pooling", ...) in order, and where each one is.
+@dataclasses.dataclass(frozen=True)
+class ModuleFolders:
+    """Where the modules of a sentence encoder are.
 
-    A folder without `modules.json` counts as a BERT with mean pooling, as in sentence-transformers.
+    - `transformer`: the BERT and its tokenizer.
+    - `pooling`: the pooling's configuration, or None for a BERT without `modules.json`.
+    - `head`: the kind ("Dense" or "Normalize") and folder of each module that follows.
     """
-    modules = read_json(location, "modules.json")
+
+    transformer: convert.Location
+    pooling: convert.Location | None
+    head: tuple[tuple[str, convert.Location], ...]
+
+
+def read_modules(location: convert.Location) -> ModuleFolders:
+    """Reads `modules.json`. A folder without it counts as a BERT with mean pooling, and no other
+    file of sentence-transformers is looked at, as in sentence-transformers.
+    """
+    modules = read_json(location, "modules.json", expected=list)
     if modules is None:
         logger.warning("%s has no modules.json: mean pooling over its tokens is used.", location)
-        return [("Transformer", location), ("Pooling", location.child("1_Pooling"))]
+        return ModuleFolders(location, None, ())
     try:
-        modules = sorted(modules, key=lambda module: module["idx"])
-        kinds = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+        kinds = [module["type"].rpartition(".")[2] for module in modules]
+        folders = [location.child(module["path"]) for module in modules]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{location}: modules.json is not a list of modules: {error!r}") from error
-    supported = ["Transformer", "Pooling", "Dense", "Normalize"]
-    unknown = [kind for kind, _ in kinds if kind not in supported]
-    if unknown or [kind for kind, _ in kinds][:2] != ["Transformer", "Pooling"]:
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
         raise ValueError(
-            f"{location}: modules.json lists {', '.join(kind for kind, _ in kinds)}. Supported are "
-            "a Transformer and a Pooling, followed by any number of Dense and Normalize."
+            f"{location}: modules.json lists {', '.join(kinds)}. Supported are a Transformer and a "
+            "Pooling, followed by any number of Dense and Normalize."
         )
-    return [(kind, location.child(path)) for kind, path in kinds]
+    head = tuple(zip(kinds[2:], folders[2:], strict=True))
+    return ModuleFolders(folders[0], folders[1], head)
 
 
-def read_transformer_config(location: convert.Location) -> dict[str, Any]:
+def read_transformer_config(modules: ModuleFolders) -> dict[str, Any]:
     """`sentence_bert_config.json`, under any of its names, or {}."""
-    for name in _TRANSFORMER_CONFIGS:
-        values = read_json(location, name)
-        if values is not None:
-            return values
-    return {}
+    names = _TRANSFORMER_CONFIGS if modules.pooling is not None else ()
+    found = (read_json(modules.transformer, name) for name in names)
+    return next((values for values in found if values is not None), {})
 
 
-def read_sentence_model(
-    modules: list[tuple[str, convert.Location]], dtype: DTypeLike | None
-) -> SentenceModel:
+def read_sentence_model(modules: ModuleFolders, dtype: DTypeLike | None) -> SentenceModel:
     """The modules with their weights."""
-    (_, transformer), (_, pooling), *rest = modules
     # The pooler's result is not a module's input, so it is not even read.
-    bert = convert.load(BertModel, transformer, dtype=dtype, add_pooling_layer=False).model
-    head = [
-        _read_dense(place, dtype) if kind == "Dense" else _read_normalize(place)
-        for kind, place in rest
-    ]
-    return SentenceModel(bert, _read_pooling(pooling, bert.config), tuple(head))
+    bert = convert.load(BertModel, modules.transformer, dtype=dtype, add_pooling_layer=False).model
+    pooling = Pooling()
+    if modules.pooling is not None:
+        pooling = _read_pooling(modules.pooling, bert.config)
+    head, size = [], bert.config.hidden_size * len(pooling.modes)
+    for kind, folder in modules.head:
+        module = _read_dense(folder, dtype) if kind == "Dense" else _read_normalize(folder)
+        if isinstance(module, Dense):
+            out_features, in_features = module.linear.weight.shape
+            if in_features != size:
+                raise ValueError(
+                    f"{folder}: takes vectors of size {in_features}, but those that come in have "
+                    f"size {size}."
+                )
+            size = out_features
+        head.append(module)
+    return SentenceModel(bert, pooling, tuple(head))
 
 
 def _read_pooling(location: convert.Location, config: BertConfig) -> Pooling:
@@ -147,10 +175,14 @@ def _read_dense(location: convert.Location, dtype: DTypeLike | None) -> Dense:
             f"{path}: activation_function is {values['activation_function']!r}; known are "
             f"{', '.join(_ACTIVATIONS)}."
         )
+    sizes = [values.get("in_features"), values.get("out_features")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(
+            f"{path}: in_features and out_features must be positive integers, got {sizes}."
+        )
     skeleton = eqx.filter_eval_shape(
         Dense,
-        values["in_features"],
-        values["out_features"],
+        *sizes,
         use_bias=values.get("bias", True),
         activation=_ACTIVATIONS[activation],
         use_residual=values.get("use_residual", False),
@@ -199,19 +231,31 @@ def write_sentence_model(model: SentenceModel, folder: Path) -> None:
 
 
 def _pooling_config(model: SentenceModel) -> dict[str, Any]:
-    size = {"word_embedding_dimension": model.bert.config.hidden_size}
-    modes = {key: mode in model.pooling.modes for key, mode in _MODE_KEYS.items()}
-    return size | modes | {"include_prompt": model.pooling.include_prompt}
+    """In the older dialect, which every version of sentence-transformers reads, where it can say
+    what is meant: it has no order.
+    """
+    size, modes = model.bert.config.hidden_size, model.pooling.modes
+    include_prompt = {"include_prompt": model.pooling.include_prompt}
+    if modes == tuple(mode for mode in _MODE_KEYS.values() if mode in modes):
+        flags = {key: mode in modes for key, mode in _MODE_KEYS.items()}
+        return {"word_embedding_dimension": size} | flags | include_prompt
+    return {"embedding_dimension": size, "pooling_mode": list(modes)} | include_prompt
 
 
 def _dense_config(dense: Dense) -> dict[str, Any]:
     out_features, in_features = dense.linear.weight.shape
-    [activation] = [name for name, ours in _ACTIVATIONS.items() if ours == dense.activation]
-    module = "linear" if activation == "Identity" else "activation"
+    wanted = get_activation(dense.activation)
+    names = [name for name, ours in _ACTIVATIONS.items() if get_activation(ours) is wanted]
+    if not names:
+        raise ValueError(
+            f"sentence-transformers has no name for the Dense module's activation "
+            f"{dense.activation!r}. It knows {', '.join(_ACTIVATIONS.values())}."
+        )
+    module = "linear" if names[0] == "Identity" else "activation"
     config = {
         "in_features": in_features,
         "out_features": out_features,
         "bias": dense.linear.bias is not None,
-        "activation_function": f"torch.nn.modules.{module}.{activation}",
+        "activation_function": f"torch.nn.modules.{module}.{names[0]}",
     }
     return config | ({"use_residual": True} if dense.use_residual else {})

@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..convert import Location
+from .tokenizer_files import SPECIAL_TOKENS, read_backend, read_settings
 
 if TYPE_CHECKING:
     import tokenizers
 
-_NEEDED_BY_BERT = ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]")
-_SPECIAL_TOKENS = {
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "mask_token": "[MASK]",
-}
 # Texts are tokenised this many at a time: the library's results take far more memory than the ids.
 _TEXTS_AT_ONCE = 1024
 
@@ -43,7 +36,7 @@ class Tokenizer:
         max_length: int | None = None,
     ):
         self.backend = backend
-        self.special_tokens = _SPECIAL_TOKENS | dict(special_tokens or {})
+        self.special_tokens = SPECIAL_TOKENS | dict(special_tokens or {})
         self.max_length = max_length
         backend.no_padding()
         backend.no_truncation()
@@ -52,8 +45,8 @@ class Tokenizer:
     def from_pretrained(
         cls, path_or_id: str | PathLike[str] | Location, **hub_options: Any
     ) -> "Tokenizer":
-        """The tokenizer of a checkpoint: from its `tokenizer.json`, or else from its `vocab.txt`
-        and what `tokenizer_config.json` says of it.
+        """The tokenizer of a checkpoint: from its `tokenizer.json`, or else from its `vocab.txt`,
+        with what `tokenizer_config.json` says of it.
 
         **Arguments:**
 
@@ -65,30 +58,17 @@ class Tokenizer:
         location = path_or_id
         if not isinstance(location, Location):
             location = Location.of(location, **hub_options)
-        config_file = location.find("tokenizer_config.json")
-        config = _read_json(config_file) if config_file else {}
-        special_tokens = {
-            role: _token_text(config[role]) for role in _SPECIAL_TOKENS if config.get(role)
-        }
-        max_length = config.get("model_max_length")
-        if not isinstance(max_length, int | float) or max_length > 10**6:  # "no limit" in practice
-            max_length = None
-        backend_file = location.find("tokenizer.json")
-        if backend_file is not None:
-            backend = _read_backend(backend_file)
-        else:
-            vocabulary = location.require("vocab.txt", "nor tokenizer.json; text needs either")
-            backend = _backend_from_vocabulary(vocabulary, config, special_tokens)
+        settings = read_settings(location)
         return cls(
-            backend,
-            special_tokens=special_tokens,
-            max_length=None if max_length is None else int(max_length),
+            read_backend(location, settings),
+            special_tokens=settings.special_tokens,
+            max_length=settings.max_length,
         )
 
     def __call__(
         self,
-        texts: str | Sequence[str],
-        text_pairs: str | Sequence[str] | None = None,
+        texts: str | Sequence[str] | np.ndarray,
+        text_pairs: str | Sequence[str] | np.ndarray | None = None,
         *,
         max_length: int | None = None,
     ) -> dict[str, np.ndarray]:
@@ -117,8 +97,8 @@ class Tokenizer:
 
     def encode(
         self,
-        texts: Sequence[str],
-        text_pairs: Sequence[str] | None = None,
+        texts: Sequence[str] | np.ndarray,
+        text_pairs: Sequence[str] | np.ndarray | None = None,
         *,
         max_length: int | None = None,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -127,13 +107,14 @@ class Tokenizer:
         **Raises:** `ValueError` if one of the texts is not a string, or is not valid Unicode.
         """
         check_texts("texts", texts)
-        inputs: Sequence[Any] = texts
+        inputs: list[Any] = list(texts)
         if text_pairs is not None:
             check_texts("text_pairs", text_pairs)
             if len(texts) != len(text_pairs):
                 raise ValueError(f"There are {len(texts)} texts, but {len(text_pairs)} text_pairs.")
             inputs = list(zip(texts, text_pairs, strict=True))
-        self._truncate(self.max_length if max_length is None else max_length)
+        max_length = self.max_length if max_length is None else max_length
+        self._truncate(max_length, is_pair=text_pairs is not None)
         ids, type_ids = [], []
         for start in range(0, len(inputs), _TEXTS_AT_ONCE):
             encodings = self.backend.encode_batch_fast(inputs[start : start + _TEXTS_AT_ONCE])
@@ -141,11 +122,11 @@ class Tokenizer:
             type_ids += [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]
         return ids, type_ids
 
-    def _truncate(self, max_length: int | None) -> None:
+    def _truncate(self, max_length: int | None, *, is_pair: bool) -> None:
         if max_length is None:
             self.backend.no_truncation()
             return
-        special = self.backend.num_special_tokens_to_add(is_pair=False)
+        special = self.backend.num_special_tokens_to_add(is_pair)
         if max_length <= special:
             raise ValueError(
                 f"max_length is {max_length}, but the special tokens alone are {special}."
@@ -208,7 +189,10 @@ class Tokenizer:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers reads too."""
         self.backend.no_truncation()
         self.backend.save(str(folder / "tokenizer.json"))
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        }
         config |= self.special_tokens
         if self.max_length is not None:
             config["model_max_length"] = self.max_length
@@ -229,90 +213,22 @@ def check_texts(name: str, texts: Any) -> None:
 
     **Raises:** `ValueError` that names the first one that is not.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence | np.ndarray):
+    is_sequence = isinstance(texts, Sequence) or (isinstance(texts, np.ndarray) and texts.ndim == 1)
+    if isinstance(texts, str | bytes) or not is_sequence:
         raise ValueError(f"{name} must be a sequence of strings, got {type(texts).__name__}.")
     for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{name}[{i}] must be a string, got {type(text).__name__}: {text!r}.")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(
-                f"{name}[{i}] is not valid Unicode: it contains a lone surrogate, usually from "
-                f"bytes decoded with the wrong encoding: {text[:50]!r}."
-            )
+        check_text(f"{name}[{i}]", text)
 
 
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "Text needs the package tokenizers: pip install 'eqxbert[text]'."
-        ) from error
-    return tokenizers
+def check_text(name: str, text: Any) -> None:
+    """Checks that `text` is a string of valid Unicode.
 
-
-def _read_backend(path: Path) -> "tokenizers.Tokenizer":
-    library = _tokenizers()
-    try:
-        return library.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{path} is not a valid tokenizer: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object.")
-    return values
-
-
-def _token_text(token: str | Mapping[str, Any]) -> str:
-    """A special token is written as its text, or as an object that describes it."""
-    return token if isinstance(token, str) else str(token["content"])
-
-
-def _backend_from_vocabulary(
-    path: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]
-) -> "tokenizers.Tokenizer":
-    """BERT's tokenizer over a vocabulary of one token a line, with `tokenizer_config.json`'s
-    settings (transformers' `BertTokenizer`).
+    **Raises:** `ValueError` that names it.
     """
-    library = _tokenizers()
-    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
-
-    tokens = path.read_text(encoding="utf-8").splitlines()
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    special = _SPECIAL_TOKENS | dict(special_tokens)
-    missing = [special[role] for role in _SPECIAL_TOKENS if special[role] not in vocabulary]
-    if missing:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a string, got {type(text).__name__}: {text!r}.")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(
-            f"{path} ({len(tokens)} tokens) lacks the special tokens {', '.join(missing)}. It is "
-            "not a BERT vocabulary, or tokenizer_config.json is another model's."
+            f"{name} is not valid Unicode: it contains a lone surrogate, usually from bytes "
+            f"decoded with the wrong encoding: {text[:50]!r}."
         )
-    backend = library.Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk_token"]))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    cls, sep = special["cls_token"], special["sep_token"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
-    )
-    backend.add_special_tokens([special[role] for role in _SPECIAL_TOKENS])
-    never_split = config.get("never_split") or []
-    backend.add_tokens([AddedToken(token, normalized=False) for token in never_split])
-    added = config.get("added_tokens_decoder", {})
-    for _, token in sorted(added.items(), key=lambda item: int(item[0])):
-        options = {k: v for k, v in token.items() if k not in ("content", "special", "__type")}
-        add = backend.add_special_tokens if token.get("special") else backend.add_tokens
-        add([AddedToken(token["content"], **options)])
-    return backend

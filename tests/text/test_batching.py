@@ -84,8 +84,8 @@ def test_texts_of_similar_lengths_are_together():
 
 
 def test_the_lengths_that_texts_are_padded_to():
-    assert buckets(256) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-    assert buckets(200) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 200]
+    assert buckets(256) == [8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert buckets(200) == [8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 200]
     assert buckets(8) == [8]
     assert buckets(5) == [5]
     assert buckets(1) == [1]
