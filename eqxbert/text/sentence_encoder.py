@@ -2,7 +2,9 @@
 
 import contextlib
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from typing import Any, Literal
 
@@ -29,8 +31,10 @@ OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 # A micro-batch whose activations stay in the processor's cache is up to twice as fast as a large
 # one; a GPU wants its thousands of cores filled.
-_TOKENS_PER_BATCH = {"cpu": 1024}
+_TOKENS_PER_BATCH = {"cpu": 512}
 _TOKENS_PER_BATCH_ELSEWHERE = 65536
+# Some parts of a computation leave a processor's cores idle; a second batch uses them.
+_AT_THE_SAME_TIME = 2
 
 
 class SentenceEncoder:
@@ -284,29 +288,38 @@ class SentenceEncoder:
         prompt_length: int,
         tokens_per_batch: int | None,
     ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """The batches with their results, each fetched while the device works on the next one."""
+        """The batches with their results, several computed at the same time."""
         if tokens_per_batch is None:
             tokens_per_batch = _TOKENS_PER_BATCH.get(
                 jax.default_backend(), _TOKENS_PER_BATCH_ELSEWHERE
             )
-        compute = _COMPUTE[output_value]
         prompt = np.asarray(prompt_length, np.int32)  # an array, since each int has its own program
-        under_way: tuple[Batch, Array] | None = None
-        for batch in plan_batches(
-            [len(row) for row in ids],
-            max_length=self.max_seq_length,
-            tokens_per_batch=tokens_per_batch,
-        ):
+
+        def compute(batch: Batch) -> np.ndarray:
             rows = [ids[i] for i in batch.indices]
             padded = pad_rows(rows, (batch.rows, batch.seq), self.tokenizer.pad_id)
             lengths = np.zeros(batch.rows, np.int32)
             lengths[: len(rows)] = [len(row) for row in rows]
-            started = batch, compute(self.model, padded, lengths, prompt)
-            if under_way is not None:
-                yield under_way[0], np.asarray(under_way[1])
-            under_way = started
-        if under_way is not None:
-            yield under_way[0], np.asarray(under_way[1])
+            return np.asarray(_COMPUTE[output_value](self.model, padded, lengths, prompt))
+
+        batches = plan_batches(
+            [len(row) for row in ids],
+            max_length=self.max_seq_length,
+            tokens_per_batch=tokens_per_batch,
+        )
+        compiled: set[tuple[int, int]] = set()
+        under_way: deque[tuple[Batch, Future[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(_AT_THE_SAME_TIME) as pool:
+            for batch in batches:
+                under_way.append((batch, pool.submit(compute, batch)))
+                # The first batch of a shape goes alone, lest two threads compile the same program.
+                is_first = (batch.rows, batch.seq) not in compiled
+                compiled.add((batch.rows, batch.seq))
+                while under_way and (is_first or len(under_way) > _AT_THE_SAME_TIME):
+                    done, result = under_way.popleft()
+                    yield done, result.result()
+            for done, result in under_way:
+                yield done, result.result()
 
 
 @eqx.filter_jit
