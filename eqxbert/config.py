@@ -4,8 +4,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
+
+from .files import Location
+
+CONFIG_FILE = "config.json"
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -146,6 +151,29 @@ class BertConfig:
         optional |= {"sep_token_id", "cls_token_id"}
         values = {k: v for k, v in values.items() if not (k in optional and v is None)}
         return {**values, **self.extra}
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | PathLike[str] | Location, **options: Any
+    ) -> "BertConfig":
+        """The configuration of a checkpoint, from its `config.json`.
+
+        **Arguments:**
+
+        - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
+        - `options`: how to reach it (`revision`, `token`, `subfolder`, `cache_dir`,
+            `local_files_only`), and fields to change (`num_labels=9`).
+
+        **Raises:** `FileNotFoundError` and `ConnectionError` if there is none; `ValueError` if it
+        is damaged, or not a BERT's.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        changes = {name: options.pop(name) for name in fields & options.keys()}
+        location = path_or_id
+        if not isinstance(location, Location):
+            location = Location.of(location, **options)
+        path = location.require(CONFIG_FILE, "which says what the model's sizes are")
+        return cls.from_json_file(path).replace(**changes)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "BertConfig":

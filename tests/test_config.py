@@ -151,3 +151,12 @@ def test_what_is_tolerated():
     assert config.position_embedding_type == "absolute"
     assert config.dtype is None
     assert config.pad_token_id is None
+
+
+def test_from_pretrained_with_changes(tmp_path):
+    (tmp_path / "config.json").write_text(BertConfig.tiny(id2label={0: "a", 1: "b"}).to_json())
+    assert BertConfig.from_pretrained(tmp_path) == BertConfig.tiny(id2label={0: "a", 1: "b"})
+    config = BertConfig.from_pretrained(tmp_path, num_labels=3)
+    assert (config.hidden_size, config.num_labels) == (128, 3)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        BertConfig.from_pretrained(tmp_path / "nothing")

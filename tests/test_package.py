@@ -14,14 +14,15 @@ PACKAGE = Path(eqxbert.__file__).parent
 
 # Each part may import itself and those it names.
 MAY_IMPORT = {
-    "config": set(),
+    "files": set(),
+    "config": {"files"},
     "outputs": set(),
     "nn": set(),
-    "convert": {"config"},
+    "convert": {"config", "files"},
     "models": {"nn", "config", "outputs", "convert"},
     "generation": {"config", "nn", "outputs"},
     "training": {"config", "nn", "outputs", "convert"},
-    "text": {"config", "nn", "outputs", "convert", "models"},
+    "text": {"config", "files", "nn", "outputs", "convert", "models"},
     "cli": {"config", "nn", "outputs", "convert", "models", "text", "generation", "training"},
 }
 

@@ -5,7 +5,6 @@ from .checkpoint import (
     convert_checkpoint as convert_checkpoint,
     inspect_checkpoint as inspect_checkpoint,
 )
-from .files import Location as Location
 from .pretrained import Loaded as Loaded, load as load, save as save
 from .report import CheckpointError as CheckpointError, LoadReport as LoadReport
 from .staging import staged_file as staged_file, staged_folder as staged_folder

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from ..config import BertConfig
+from ..files import Location
 from .containers import LazyTensor
-from .files import Location
 from .names import BASE, canonical_names, has_path, is_ignored, name_to_path
-from .pretrained import read_config, read_weights, write_config, write_weights
+from .pretrained import read_weights, write_config, write_weights
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
 from .state_dict import check, named_arrays, quantised
@@ -123,7 +123,7 @@ def inspect_checkpoint(
     **Raises:** as `load` for files that cannot be read; an incomplete model is no error here.
     """
     location = Location.of(path_or_id, **hub_options)
-    config, state = read_config(location), read_weights(location)
+    config, state = BertConfig.from_pretrained(location), read_weights(location)
     names = {canonical: name for name, canonical in canonical_names(state).items()}
     skeleton = _skeleton(model_class, config, names)
     in_order = dict.fromkeys(name for name in named_arrays(skeleton) if name in names) | names
@@ -164,7 +164,7 @@ def convert_checkpoint(
     **Raises:** as `load`.
     """
     location = Location.of(path_or_id, **hub_options)
-    config, state = read_config(location), read_weights(location)
+    config, state = BertConfig.from_pretrained(location), read_weights(location)
     names = {canonical: name for name, canonical in canonical_names(state).items()}
     try:
         report = check(_skeleton(model_class, config, names), state)

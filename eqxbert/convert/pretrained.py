@@ -14,9 +14,9 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import DTypeLike, PRNGKeyArray
 
-from ..config import BertConfig
+from ..config import CONFIG_FILE, BertConfig
+from ..files import Location, is_inside
 from .containers import LazyTensor, read_safetensors, write_safetensors
-from .files import Location, is_inside
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
 from .state_dict import apply_state, to_state_dict
@@ -27,7 +27,6 @@ Model = TypeVar("Model", bound=eqx.Module)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +89,7 @@ def load(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-    config, options = _split_changes(model_class, read_config(location), changes)
+    config, options = _split_changes(model_class, BertConfig.from_pretrained(location), changes)
     if isinstance(dtype, str) and dtype == "auto":
         dtype = config.dtype or dtype
     # These two describe the file, not the model, which says for itself what it is.
@@ -110,12 +109,6 @@ def load(
         raise CheckpointError(f"{location}: {error}") from None
     logger.info("%s from %s: %s", model_class.__name__, location, report.summary())
     return Loaded(model, config, report)
-
-
-def read_config(location: Location) -> BertConfig:
-    """The configuration of a checkpoint."""
-    path = location.require(CONFIG, "which says what the model's sizes are")
-    return BertConfig.from_json_file(path)
 
 
 def read_weights(location: Location) -> dict[str, LazyTensor]:
@@ -213,7 +206,7 @@ def write_config(config: BertConfig, state: Mapping[str, np.ndarray], folder: Pa
     """Writes config.json, which also says what dtype the arrays have, if all have the same."""
     dtypes = {array.dtype.name for array in state.values()}
     config = config.replace(dtype=dtypes.pop() if len(dtypes) == 1 else None)
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
 
 
 def _bytes(size: int | str) -> int:

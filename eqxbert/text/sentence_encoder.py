@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .. import convert
+from ..files import Location
 from .batching import Batch, plan_batches
 from .pooling import SentenceModel
 from .sentence_files import (
@@ -113,7 +114,7 @@ class SentenceEncoder:
         **Raises:** `FileNotFoundError`, `ConnectionError` and `ValueError`, as
         `eqxbert.convert.load`; `ValueError` too for modules that are not supported.
         """
-        location = convert.Location.of(path_or_id, **hub_options)
+        location = Location.of(path_or_id, **hub_options)
         modules = read_modules(location)
         transformer_config = read_transformer_config(modules)
         config = {}

@@ -17,6 +17,7 @@ from ..config import BertConfig
 from ..convert.containers import read_safetensors, write_safetensors
 from ..convert.pretrained import write_model
 from ..convert.state_dict import fill, named_arrays
+from ..files import Location
 from ..models import BertModel
 from ..nn import get_activation
 from .pooling import Dense, Normalize, Pooling, SentenceModel
@@ -54,9 +55,7 @@ _ACTIVATIONS = {
 }
 
 
-def read_json(
-    location: convert.Location, name: str, default: Any = None, *, expected: type = dict
-) -> Any:
+def read_json(location: Location, name: str, default: Any = None, *, expected: type = dict) -> Any:
     """The contents of a JSON file, or `default` if there is none of that name.
 
     **Raises:** `ValueError` if it is not JSON, or not of the `expected` type.
@@ -88,12 +87,12 @@ class ModuleFolders:
     - `head`: the kind ("Dense" or "Normalize") and folder of each module that follows.
     """
 
-    transformer: convert.Location
-    pooling: convert.Location | None
-    head: tuple[tuple[str, convert.Location], ...]
+    transformer: Location
+    pooling: Location | None
+    head: tuple[tuple[str, Location], ...]
 
 
-def read_modules(location: convert.Location) -> ModuleFolders:
+def read_modules(location: Location) -> ModuleFolders:
     """Reads `modules.json`. A folder without it counts as a BERT with mean pooling, and no other
     file of sentence-transformers is looked at, as in sentence-transformers.
     """
@@ -144,7 +143,7 @@ def read_sentence_model(modules: ModuleFolders, dtype: DTypeLike | None) -> Sent
     return SentenceModel(bert, pooling, tuple(head))
 
 
-def _read_pooling(location: convert.Location, config: BertConfig) -> Pooling:
+def _read_pooling(location: Location, config: BertConfig) -> Pooling:
     values = read_json(location, "config.json", {})
     size = values.get("embedding_dimension", values.get("word_embedding_dimension"))
     if size is not None and size != config.hidden_size:
@@ -159,13 +158,13 @@ def _read_pooling(location: convert.Location, config: BertConfig) -> Pooling:
     return Pooling(tuple(modes), include_prompt=values.get("include_prompt", True))
 
 
-def _read_normalize(location: convert.Location) -> Normalize:
+def _read_normalize(location: Location) -> Normalize:
     # Its folder may be missing, for it holds nothing: git does not keep empty folders.
     _refuse_other_inputs(location, read_json(location, "config.json", {}))
     return Normalize()
 
 
-def _read_dense(location: convert.Location, dtype: DTypeLike | None) -> Dense:
+def _read_dense(location: Location, dtype: DTypeLike | None) -> Dense:
     path = location.require("config.json", "which describes the Dense module")
     values = read_json(location, path.name)
     _refuse_other_inputs(location, values)
@@ -194,7 +193,7 @@ def _read_dense(location: convert.Location, dtype: DTypeLike | None) -> Dense:
     return fill(skeleton, tensors, dtype=dtype)[0]
 
 
-def _refuse_other_inputs(location: convert.Location, values: Mapping[str, Any]) -> None:
+def _refuse_other_inputs(location: Location, values: Mapping[str, Any]) -> None:
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):
             raise ValueError(

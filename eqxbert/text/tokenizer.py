@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..convert import Location
+from ..files import Location
 from .tokenizer_files import SPECIAL_TOKENS, read_backend, read_settings
 
 if TYPE_CHECKING:

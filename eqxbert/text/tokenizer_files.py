@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..convert import Location
+from ..files import Location
 
 if TYPE_CHECKING:
     import tokenizers

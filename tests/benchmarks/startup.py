@@ -47,7 +47,7 @@ def default_model() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What it costs to begin.")
     parser.add_argument("model", nargs="?", metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
