@@ -1,6 +1,7 @@
 """The command `eqxbert`: what one wants of a checkpoint without writing Python."""
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong with the input, 2 if the command itself was, 130 if it was interrupted.
     """
     logging.basicConfig(format="eqxbert: %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the terminal's: texts come as UTF-8
+        sys.stdout.reconfigure(encoding="utf-8")
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -43,12 +46,17 @@ def _parser() -> argparse.ArgumentParser:
     embed = commands.add_parser(
         "embed",
         help="texts to vectors",
-        description="Turns texts into vectors: JSON lines on standard output, or a .npy file.",
+        description="Turns texts into vectors: JSON lines on standard output, or a file. Write -- "
+        "before texts that begin with -.",
     )
     _add_encoder_options(embed)
     _add_texts(embed)
     embed.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write .npy or .jsonl instead"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to this .npy or .jsonl file, not to standard output",
     )
     embed.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     embed.add_argument("--truncate-dim", type=int, metavar="N", help="keep N dimensions")
@@ -79,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "the tokenizer's files. Prints what was found.",
     )
     convert.add_argument("model", metavar="MODEL", help="folder, or name on the Hugging Face hub")
-    convert.add_argument("folder", metavar="FOLDER", type=Path, help="where to write")
+    convert.add_argument("folder", metavar="FOLDER", help="where to write")
     convert.add_argument("--dtype", choices=_DTYPES, help="default: what the checkpoint has")
     convert.set_defaults(run=_convert)
     return parser
@@ -103,7 +111,7 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="a file with one text a line (may be repeated); without any, standard input",
+        help="a file with one text a line (may be repeated); without TEXT and FILE, standard input",
     )
 
 
@@ -112,15 +120,23 @@ def _texts(options: argparse.Namespace) -> list[str]:
     texts = list(options.texts)
     for path in options.file:
         try:
-            texts += path.read_text(encoding="utf-8").splitlines()
+            texts += _lines(path.read_bytes())
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     if texts or options.file:
         return texts
     try:
-        return sys.stdin.buffer.read().decode("utf-8").splitlines()
+        return _lines(sys.stdin.buffer.read())
     except UnicodeDecodeError as error:
         raise ValueError(f"Standard input is not UTF-8 text: {error}") from error
+
+
+def _lines(data: bytes) -> list[str]:
+    """The lines of a text file, ended by newlines alone (unlike those of `str.splitlines`), of Unix
+    or Windows.
+    """
+    text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _encoder(options: argparse.Namespace) -> SentenceEncoder:
@@ -130,8 +146,11 @@ def _encoder(options: argparse.Namespace) -> SentenceEncoder:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    if options.output is not None and options.output.suffix not in (".npy", ".jsonl"):
-        raise ValueError(f"--output {options.output} must end in .npy or .jsonl.")
+    output = options.output
+    if output is not None and output.suffix not in (".npy", ".jsonl"):
+        raise ValueError(f"--output {output} must end in .npy or .jsonl.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} in.")
     texts = _texts(options)
     vectors = _encoder(options).encode(
         texts,
@@ -139,6 +158,8 @@ def _embed(options: argparse.Namespace) -> None:
         normalize=options.normalize,
         truncate_dim=options.truncate_dim,
     )
+    if not np.all(np.isfinite(vectors)):
+        raise ValueError(f"{options.model} gives NaN or infinity: its weights are damaged.")
     if options.output is None:
         sys.stdout.writelines(_json_lines(texts, vectors))
     else:

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .files import Location
+from .files import HUB_OPTIONS, Location
 
 CONFIG_FILE = "config.json"
 
@@ -41,7 +41,8 @@ class BertConfig:
     Fields and meanings are those of transformers' `BertConfig`. Keys of a `config.json` that no
     field stands for are kept in `extra` and written back by `to_dict`.
 
-    **Raises:** `ValueError` for values that contradict one another or that no BERT can have.
+    **Raises:** `ValueError` for values that contradict one another or that no BERT can have. (Of
+    `id2label` and `label2id`, the former counts.)
     """
 
     vocab_size: int = 30522
@@ -86,8 +87,10 @@ class BertConfig:
     extra: Mapping[str, Any] = FrozenDict()
 
     def __post_init__(self) -> None:
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         _settle_labels(self)
-        if self.dtype is not None:
+        if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
         object.__setattr__(self, "extra", FrozenDict(self.extra))
         _check_values(self)
@@ -114,11 +117,14 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
-        """The configuration that a `config.json`, parsed into `values`, describes.
+        """The configuration that a `config.json`, parsed into `values`, describes; that of the
+        encoder, for an encoder-decoder.
 
         **Raises:** `ValueError` if it is not a BERT's, if it asks for custom code or for
         mathematics that is not BERT's, or if its values contradict one another.
         """
+        if values.get("model_type") == "encoder-decoder" and "encoder" in values:
+            values = values["encoder"]  # of which the weights are taken, too
         _refuse_what_is_not_bert(values)
         values = {key: value for key, value in values.items() if key != "model_type"}
         if "torch_dtype" in values:
@@ -169,6 +175,12 @@ class BertConfig:
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         changes = {name: options.pop(name) for name in fields & options.keys()}
+        unknown = options.keys() - HUB_OPTIONS
+        if unknown:
+            raise TypeError(
+                f"{', '.join(sorted(unknown))}: neither a field of BertConfig nor one of "
+                f"{', '.join(HUB_OPTIONS)}."
+            )
         location = path_or_id
         if not isinstance(location, Location):
             location = Location.of(location, **options)
@@ -180,7 +192,7 @@ class BertConfig:
         """The configuration in a `config.json` (or in Google's `bert_config.json`)."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object.")
@@ -321,6 +333,16 @@ def _settle_labels(config: BertConfig) -> None:
 
 
 def _check_values(config: BertConfig) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type is bool and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be true or false, got {value!r}.")
+        if field.name.endswith("_token_id"):
+            ids = value if isinstance(value, tuple) else (value,)
+            if not all(i is None or type(i) is int for i in ids):
+                raise ValueError(f"{field.name} must be an id or null, got {value!r}.")
+    if not (config.dtype is None or isinstance(config.dtype, str)):
+        raise ValueError(f"dtype must be the name of a dtype, got {config.dtype!r}.")
     for name in (
         "vocab_size",
         "hidden_size",
@@ -340,7 +362,9 @@ def _check_values(config: BertConfig) -> None:
         )
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
+        if name == "classifier_dropout" and value is None:
+            continue
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
             raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}.")
     if not (isinstance(config.layer_norm_eps, float) and 0 < config.layer_norm_eps < math.inf):
         raise ValueError(f"layer_norm_eps must be a positive float, got {config.layer_norm_eps!r}.")
@@ -364,7 +388,22 @@ def _check_values(config: BertConfig) -> None:
             "add_cross_attention is True but is_decoder is False: only decoders attend to an "
             "encoder. Set is_decoder=True as well."
         )
+    if not isinstance(config.hidden_act, str):
+        raise ValueError(
+            f"hidden_act must be the name of an activation, got {config.hidden_act!r}."
+        )
+    if not isinstance(config.initializer_range, float | int) or config.initializer_range < 0:
+        raise ValueError(
+            f"initializer_range must be a standard deviation, got {config.initializer_range!r}."
+        )
+    fields = {field.name for field in dataclasses.fields(config)}
+    if fields & config.extra.keys():
+        raise ValueError(
+            f"{sorted(fields & config.extra.keys())} are fields of BertConfig, which cannot be in "
+            "`extra`."
+        )
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
         raise ValueError(
-            f"pad_token_id ({config.pad_token_id}) must be below vocab_size ({config.vocab_size})."
+            f"pad_token_id ({config.pad_token_id}) must be an id, from 0 to below vocab_size "
+            f"({config.vocab_size}), or None."
         )

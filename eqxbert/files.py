@@ -6,6 +6,9 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+# What can be said of how to reach a repository of the hub, as in huggingface_hub.
+HUB_OPTIONS = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
+
 
 @dataclasses.dataclass(frozen=True)
 class Location:
@@ -29,7 +32,7 @@ class Location:
         *,
         revision: str | None = None,
         token: str | bool | None = None,
-        subfolder: str = "",
+        subfolder: str | None = "",
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> "Location":
@@ -39,6 +42,12 @@ class Location:
         repository's; `NotADirectoryError` if it is a file; `ValueError` for a `subfolder` that
         leads out of the folder.
         """
+        if not isinstance(path_or_id, str | PathLike):
+            raise ValueError(
+                "Expected the path of a folder or the name of a repository, got "
+                f"{type(path_or_id).__name__}."
+            )
+        subfolder = subfolder or ""
         if not is_inside(subfolder):
             raise ValueError(f"subfolder {subfolder!r} leads out of the checkpoint's folder.")
         options = {

@@ -21,6 +21,17 @@ class ModelOutput(eqx.Module):
         names = type(self).__dataclass_fields__
         return tuple(name for name in names if getattr(self, name) is not None)
 
+    def __iter__(self):
+        """Over the values, as of a tuple: `states, pooled = model(ids)`."""
+        return iter(self.to_tuple())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a field was asked for."""
+        return name in self.keys()
+
     def __getitem__(self, index: int | slice | str):
         if not isinstance(index, str):
             return self.to_tuple()[index]
@@ -41,7 +52,7 @@ class EncoderOutput(ModelOutput):
     attentions: tuple[Float[Array, "*batch heads seq seq"], ...] | None = None
 
 
-class BertOutput(ModelOutput):
+class BertModelOutput(ModelOutput):
     """What `BertModel` returns.
 
     - `last_hidden_state`: one vector for each token.

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import transformers
+from helpers import run_python
 
 from eqxbert import BertConfig
 
@@ -128,12 +129,65 @@ class TestLabels:
         ({"chunk_size_feed_forward": -1}, "chunk_size_feed_forward"),
         ({"problem_type": "clustering"}, "problem_type is 'clustering'"),
         ({"add_cross_attention": True}, "is_decoder is False"),
-        ({"pad_token_id": 30522}, r"pad_token_id \(30522\) must be below"),
+        ({"pad_token_id": 30522}, r"pad_token_id \(30522\) must be an id"),
     ],
 )
 def test_what_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         BertConfig.from_dict(values)
+
+
+def test_of_an_encoder_decoder_the_encoders_is_taken():
+    values = {"model_type": "encoder-decoder", "encoder": {"model_type": "bert", "vocab_size": 7}}
+    assert BertConfig.from_dict(values) == BertConfig(vocab_size=7)
+
+
+def test_extra_cannot_hold_fields():
+    with pytest.raises(ValueError, match=r"'hidden_size'.* are fields of BertConfig"):
+        BertConfig(extra={"hidden_size": 5})
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(TypeError, match="num_label: neither a field of BertConfig nor"):
+        BertConfig.from_pretrained("folder", num_label=9)
+
+
+WRONG_TYPES = {
+    "hidden_dropout_prob": None,
+    "hidden_act": {"name": "gelu"},
+    "initializer_range": "0.02",
+    "vocab_size": "33",
+    "is_decoder": "no",
+    "pad_token_id": "0",
+    "eos_token_id": "a",
+    "dtype": 3,
+    "id2label": [1],
+}
+
+
+def test_wrong_types_without_type_checking():
+    """These break the annotations too. What is tested is the message where nobody checks them."""
+    result = run_python(f"""
+import json, eqxbert
+messages = {{}}
+for name, value in {WRONG_TYPES!r}.items():
+    try:
+        eqxbert.BertConfig.from_dict({{name: value}})
+    except ValueError as error:
+        messages[name] = str(error)
+print(json.dumps(messages))
+""")
+    assert result.returncode == 0, result.stderr
+    messages = json.loads(result.stdout)
+    for name in WRONG_TYPES:
+        assert name in messages.get(name, "no error"), name
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 6000, "{"])
+def test_json_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        BertConfig.from_pretrained(tmp_path)
 
 
 def test_what_is_tolerated():

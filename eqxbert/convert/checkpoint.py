@@ -1,6 +1,7 @@
 """Whole checkpoints, looked at or written anew without making a model of them."""
 
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -10,18 +11,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
 from ..config import BertConfig
-from ..files import Location
+from ..files import Location, is_inside
 from .containers import LazyTensor
 from .names import BASE, canonical_names, has_path, is_ignored, name_to_path
-from .pretrained import read_weights, write_config, write_weights
+from .pretrained import WEIGHTS, read_weights, write_config, write_weights
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
-from .state_dict import check, named_arrays, quantised
+from .state_dict import check, named_arrays, quantised, target_dtype
 
 # Files beside the weights that belong to a model as well.
 _COMPANIONS = (
@@ -30,6 +30,11 @@ _COMPANIONS = (
     "vocab.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "generation_config.json",
+    # sentence-transformers'
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
 
 
@@ -178,7 +183,7 @@ def convert_checkpoint(
     prefix = "bert." if heads else ""  # as transformers names the base of a model with a head
     arrays = {
         (prefix if name.startswith(BASE) else "") + name: np.asarray(
-            tensor.read(), tensor.dtype if dtype == "auto" else jnp.dtype(dtype)
+            tensor.read(), tensor.dtype if dtype == "auto" else target_dtype(dtype, {})
         )
         for name, tensor in kept.items()
     }
@@ -186,14 +191,25 @@ def convert_checkpoint(
     with staged_folder(folder) as staging:
         write_weights(arrays, staging)
         write_config(config, arrays, staging)
-        for companion in _COMPANIONS:
+        for companion in (*_COMPANIONS, *_files_of_modules(location)):
             if path := location.find(companion):
+                (staging / companion).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, staging / companion)
     return dataclasses.replace(
         report,
         loaded={**report.loaded, **{names[name]: name for name in heads}},
         unexpected=tuple(name for name in report.unexpected if name not in written),
     )
+
+
+def _files_of_modules(location: Location) -> list[str]:
+    """The files of sentence-transformers' modules that follow the model, each in a folder."""
+    path = location.find("modules.json")
+    modules = json.loads(path.read_text(encoding="utf-8")) if path else []
+    folders = [module["path"] for module in modules if module["path"]]
+    if not all(map(is_inside, folders)):
+        raise ValueError(f"{path} names folders outside of its own: {folders}.")
+    return [f"{folder}/{name}" for folder in folders for name in ("config.json", WEIGHTS)]
 
 
 def _skeleton(

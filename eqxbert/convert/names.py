@@ -46,10 +46,10 @@ _TABLE = (
     ("nsp_head", "cls.seq_relationship"),
     ("classifier", "classifier"),
     ("qa_outputs", "qa_outputs"),
-    # The Dense module of sentence-transformers, which has a file of its own.
-    ("linear", "linear"),
-    ("residual", "residual"),
 )
+
+# The Dense module of sentence-transformers, which has a file of its own.
+_DENSE_TABLE = (("linear", "linear"), ("residual", "residual"))
 
 # What the names of the base model begin with; those of heads begin otherwise.
 BASE = ("embeddings.", "encoder.", "pooler.")
@@ -84,7 +84,7 @@ def _compile(patterns: Iterable[tuple[str, str]]) -> tuple[tuple[re.Pattern[str]
     return tuple(compiled)
 
 
-_TO_NAME = _compile(_TABLE)
+_TO_NAME = _compile(_TABLE + _DENSE_TABLE)
 _TO_PATH = _compile((name, path) for path, name in _TABLE)
 
 

@@ -19,7 +19,7 @@ from ..files import Location, is_inside
 from .containers import LazyTensor, read_safetensors, write_safetensors
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
-from .state_dict import apply_state, to_state_dict
+from .state_dict import apply_state, quantised, to_state_dict
 
 logger = logging.getLogger("eqxbert")
 
@@ -31,7 +31,9 @@ INDEX = "model.safetensors.index.json"
 
 @dataclasses.dataclass(frozen=True)
 class Loaded(Generic[Model]):
-    """What `load` returns: the model, its configuration, and what was found in the checkpoint."""
+    """What `load` returns: the model, the configuration as the checkpoint has it (with the changes
+    asked for), and what was found in the checkpoint.
+    """
 
     model: Model
     config: BertConfig
@@ -90,14 +92,10 @@ def load(
             local_files_only=local_files_only,
         )
     config, options = _split_changes(model_class, BertConfig.from_pretrained(location), changes)
-    if isinstance(dtype, str) and dtype == "auto":
-        dtype = config.dtype or dtype
-    # These two describe the file, not the model, which says for itself what it is.
-    config = config.replace(dtype=None, architectures=None)
     try:
         model, report = apply_state(
             model_class,
-            config,
+            _without_provenance(config),
             read_weights(location),
             dtype=dtype,
             key=key,
@@ -108,7 +106,24 @@ def load(
     except CheckpointError as error:
         raise CheckpointError(f"{location}: {error}") from None
     logger.info("%s from %s: %s", model_class.__name__, location, report.summary())
+    if report.initialized:
+        logger.warning(
+            "%s lacks %s. They were drawn anew and need training.",
+            location,
+            ", ".join(report.initialized),
+        )
     return Loaded(model, config, report)
+
+
+def _without_provenance(config: BertConfig) -> BertConfig:
+    """Without what describes the file rather than the model, so that two models that are alike but
+    for where they come from have the same tree structure.
+    """
+    extra = {k: v for k, v in config.extra.items() if k not in _PROVENANCE}
+    return config.replace(dtype=None, architectures=None, extra=extra)
+
+
+_PROVENANCE = ("_name_or_path", "transformers_version")
 
 
 def read_weights(location: Location) -> dict[str, LazyTensor]:
@@ -178,7 +193,9 @@ def save(model: Any, folder: str | PathLike[str], *, max_shard_size: int | str =
     """Writes a model's weights, as safetensors with PyTorch's names, and its config.json.
 
     Everything is first written under other names and then renamed: if writing fails, or is cut
-    off, what was in the folder before is still there, whole. Other files in the folder stay.
+    off, what was in the folder before is still there, whole. (Cut off in the instant of renaming,
+    the folder is without its config.json and does not load; old and new files are in it and in its
+    hidden subfolder.) Other files in the folder stay.
 
     **Arguments:**
 
@@ -197,6 +214,8 @@ def save(model: Any, folder: str | PathLike[str], *, max_shard_size: int | str =
 def write_model(model: Any, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
     """What `save` writes, straight into a folder that is there."""
     state = {name: np.asarray(array) for name, array in to_state_dict(model).items()}
+    if problems := quantised({name: LazyTensor.of(array) for name, array in state.items()}):
+        raise CheckpointError(problems[0])
     write_weights(state, folder, max_shard_size=max_shard_size)
     config = model.config.replace(architectures=(type(model).__name__,))
     write_config(config, state, folder)

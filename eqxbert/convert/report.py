@@ -23,6 +23,9 @@ class LoadReport:
     ignored: tuple[str, ...]
     """Names of buffers and of leftovers from training, which hold nothing of a model."""
 
+    not_finite: tuple[str, ...] = ()
+    """Names of the model's arrays that hold NaN or infinity, in the dtype that was asked for."""
+
     def summary(self) -> str:
         """The report in one line."""
         parts = [f"arrays loaded: {len(self.loaded)}"]
@@ -32,6 +35,8 @@ class LoadReport:
             parts.append(f"in the checkpoint, but not used by this model: {len(self.unexpected)}")
         if self.ignored:
             parts.append(f"buffers ignored: {len(self.ignored)}")
+        if self.not_finite:
+            parts.append(f"with NaN or infinity: {len(self.not_finite)}")
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -40,6 +45,7 @@ class LoadReport:
             ("drawn anew", self.initialized),
             ("not used by this model", self.unexpected),
             ("ignored", self.ignored),
+            ("with NaN or infinity", self.not_finite),
         ):
             if names:
                 lines += [f"{title}:", *(f"  {self._with_shapes(name)}" for name in names)]

@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import IO
 
+# Without it, nothing in the folder is a model.
+_COMMIT = Path("config.json")
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -21,6 +23,8 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
 
     **Raises:** `NotADirectoryError` if `folder` is a file.
     """
+    if not os.fspath(folder):
+        raise ValueError("The name of the folder to write is empty.")
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; the model needs a folder.")
@@ -39,6 +43,7 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
         if is_new:
             staging.chmod(0o777 & ~_umask())
             staging.rename(folder)
+            _sync(folder.parent)
         else:
             _move_into(folder, staging, {path.relative_to(staging) for path in files})
     finally:
@@ -48,22 +53,29 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
 def _move_into(folder: Path, staging: Path, written: set[Path]) -> None:
     """Moves the files from `staging` to `folder` in place of those that were there. If one cannot
     be moved, all that were replaced or removed come back.
+
+    The old config.json goes first and the new one comes last: at no moment, not even that of a
+    power failure, can a mixture of the old files and the new be taken for a model.
     """
     backup = staging / "backup"
     backup.mkdir()
     moved: list[Path] = []
     put_aside: list[Path] = []
     try:
-        for path in sorted(written, key=_order_of_moving):
+        if (folder / _COMMIT).exists() and _COMMIT in written:
+            (folder / _COMMIT).replace(backup / _COMMIT)
+            put_aside.append(_COMMIT)
+        for path in _old_weights(folder) - written if _has_weights(written) else set():
+            (folder / path).replace(backup / path)
+            put_aside.append(path)
+        for path in sorted(written, key=lambda path: path == _COMMIT):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             if (folder / path).exists():
                 _link_or_move(folder / path, backup / path)
                 put_aside.append(path)
             (staging / path).replace(folder / path)
             moved.append(path)
-        for path in _old_weights(folder) - written if _has_weights(written) else set():
-            (folder / path).replace(backup / path)
-            put_aside.append(path)
+        _sync(folder)
     except BaseException:
         for path in moved:
             (folder / path).unlink()
@@ -99,9 +111,14 @@ def staged_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
         Path(name).unlink(missing_ok=True)
 
 
-def _order_of_moving(path: Path) -> int:
-    """Shards before the index that names them, since a reader starts from the index."""
-    return 1 if path.name.endswith(".index.json") else 0
+def _sync(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system can do that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _has_weights(paths: set[Path]) -> bool:

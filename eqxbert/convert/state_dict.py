@@ -1,6 +1,8 @@
 """Applying a checkpoint's arrays to a model, and taking them out of it."""
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,32 +17,58 @@ from .containers import LazyTensor
 from .names import BASE, canonical_names, is_ignored, path_to_name
 from .report import CheckpointError, LoadReport
 
+logger = logging.getLogger("eqxbert")
+
 Model = TypeVar("Model", bound=eqx.Module)
 
 
 def to_state_dict(model: eqx.Module) -> dict[str, Array]:
     """The model's arrays under the names transformers gives them.
 
-    **Raises:** `CheckpointError` if the model's arrays are not those its configuration calls for,
-    as after dropping layers without changing `config`: such a checkpoint could not be loaded.
+    **Raises:** `CheckpointError` if the model is not what its configuration describes, as after
+    dropping layers without changing `config`: such a checkpoint would be loaded as another model.
     """
-    state = named_arrays(model)
-    expected = named_arrays(_skeleton_like(model))
-    problems = [f"{name}: the configuration has no such array" for name in state.keys() - expected]
+    config = model.config  # pyright: ignore[reportAttributeAccessIssue]
+    skeleton = _skeleton_like(model, config)
+    _check_arrays(model, skeleton)
+    if jax.tree.structure(model) != jax.tree.structure(skeleton):
+        raise CheckpointError(
+            "The model's arrays are those that its `config` describes, but other settings of its "
+            "parts (number of heads, eps, activation, dropout rates, ...) are not. " + _HOW_TO_AGREE
+        )
+    return named_arrays(model)
+
+
+def with_config(model: Model, config: BertConfig) -> Model:
+    """The model's arrays in a model with another configuration.
+
+    **Raises:** `CheckpointError` if the configuration calls for other arrays.
+    """
+    skeleton = _skeleton_like(model, config)
+    _check_arrays(model, skeleton)
+    return jax.tree.unflatten(jax.tree.structure(skeleton), jax.tree.leaves(model))
+
+
+_HOW_TO_AGREE = "Let them agree: model.with_config(model.config.replace(...))."
+
+
+def _check_arrays(model: eqx.Module, skeleton: eqx.Module) -> None:
+    """Checks that the arrays of `model` have the names and shapes of those of `skeleton`."""
+    found, expected = named_arrays(model), named_arrays(skeleton)
+    problems = [f"{name}: the configuration has no such array" for name in found.keys() - expected]
     for name, leaf in expected.items():
-        if name not in state:
+        if name not in found:
             problems.append(f"{name}: missing from the model")
-        elif state[name].shape != leaf.shape:
+        elif found[name].shape != leaf.shape:
             problems.append(
-                f"{name}: shape {state[name].shape}, the configuration says {leaf.shape}"
+                f"{name}: shape {found[name].shape}, the configuration says {leaf.shape}"
             )
     if problems:
         raise CheckpointError(
             "The model's arrays are not those that its `config` describes:\n  "
             + "\n  ".join(sorted(problems))
-            + "\nLet them agree: model.with_config(model.config.replace(...))."
+            + f"\n{_HOW_TO_AGREE}"
         )
-    return state
 
 
 def from_state_dict(
@@ -141,11 +169,17 @@ def fill(
     wanted = _without_prefix(named_arrays(skeleton))
     tensors = {canonical: state[name] for name, canonical in report.loaded.items()}
     target = target_dtype(dtype, tensors)
-    filled = {}
+    filled, not_finite = {}, []
     # The largest first: while one is converted, it is held twice.
     for name in sorted(tensors, key=lambda name: -wanted[name].size):
         # Waiting for each copy lets its source go before the next one is read.
-        filled[name] = jnp.array(tensors[name].read(), target).block_until_ready()
+        with np.errstate(over="ignore"):  # what becomes infinite is named below
+            filled[name] = jnp.array(tensors[name].read(), target).block_until_ready()
+        if not _is_finite(np.asarray(filled[name])):
+            not_finite.append(name)
+    if not_finite:
+        logger.warning("NaN or infinity in %s, as %s.", ", ".join(not_finite), target)
+        report = dataclasses.replace(report, not_finite=tuple(not_finite))
     if draw is not None and report.initialized:
         filled |= draw(report.initialized, target)
     return jax.tree.unflatten(jax.tree.structure(skeleton), [filled[n] for n in wanted]), report
@@ -177,6 +211,16 @@ def check(
     return report
 
 
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite, without a second array where that can be avoided."""
+    if array.size == 0:
+        return True
+    if array.dtype == jnp.bfloat16:  # for which NumPy is slow: the bits of the exponent tell
+        exponent = np.uint16(0x7F80)
+        return not np.any(array.view(np.uint16) & exponent == exponent)
+    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
 def named_arrays(module: eqx.Module) -> dict[str, Any]:
     """The arrays of a module, in the order of its leaves, under their PyTorch names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(module)
@@ -190,12 +234,13 @@ def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("bert."): array for name, array in arrays.items()}
 
 
-def _skeleton_like(model: Any) -> Any:
-    """The shapes of a new model with the configuration and the options of this one."""
+def _skeleton_like(model: Model, config: BertConfig) -> Model:
+    """The shapes of a new model with this configuration and the options of `model`."""
     options = {}
     if hasattr(model, "pooler"):
-        options["add_pooling_layer"] = model.pooler is not None
-    return eqx.filter_eval_shape(type(model), model.config, key=jax.random.key(0), **options)
+        options["add_pooling_layer"] = getattr(model, "pooler") is not None  # noqa: B009
+    construct: Any = type(model)
+    return eqx.filter_eval_shape(construct, config, key=jax.random.key(0), **options)
 
 
 def _by_canonical_name(
@@ -254,7 +299,7 @@ def _raise_problems(
     """Raises one error with every reason why the checkpoint must not be used as it is."""
     problems = []
     missing = [name for name in report.initialized if name not in report.mismatched]
-    if missing and not may_initialize:
+    if missing and (not may_initialize or not report.loaded):
         problems.append(
             _list("missing from the checkpoint", missing) + _why_missing(report, missing)
         )
@@ -328,7 +373,13 @@ def target_dtype(dtype: DTypeLike | None, tensors: Mapping[str, LazyTensor]) -> 
         dtypes = {jnp.dtype(tensor.dtype) for tensor in tensors.values()} or {jnp.dtype("float32")}
         with jax.numpy_dtype_promotion("standard"):
             return functools.reduce(jnp.promote_types, dtypes)
-    target = jnp.dtype(dtype)
-    if not jnp.issubdtype(target, jnp.floating):
-        raise ValueError(f"dtype must be a floating-point one, got {target}.")
+    try:
+        name = jnp.dtype(dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in _FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(_FLOATS)} or 'auto', got {name}.")
+    target = jnp.dtype(name)
+    if target == jnp.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
+        raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) first.')
     return target

@@ -8,10 +8,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import BertConfig
 from ..nn import Linear, split_key
-from ..outputs import BertOutput
+from ..outputs import BertModelOutput
 from .embeddings import Embeddings
 from .encoder import Encoder
-from .inputs import attention_mask_for_scores, check_ids, check_shape
+from .inputs import (
+    attention_mask_for_scores,
+    check_array,
+    check_broadcasts,
+    check_ids,
+    check_shape,
+)
 from .pretrained import PretrainedModel
 
 
@@ -55,6 +61,11 @@ class BertModel(PretrainedModel):
 
         **Raises:** `ValueError` for an unknown activation or an architecture that is not supported.
         """
+        if not isinstance(config, BertConfig):
+            raise ValueError(
+                f"config must be a BertConfig, got {type(config).__name__}; there are "
+                "BertConfig.from_dict and BertConfig.from_pretrained."
+            )
         if config.add_cross_attention:
             raise ValueError("add_cross_attention is True, but cross-attention is not supported.")
         embeddings_key, encoder_key, pooler_key = jax.random.split(key, 3)
@@ -77,7 +88,7 @@ class BertModel(PretrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> BertOutput:
+    ) -> BertModelOutput:
         """**Arguments:**
 
         - `input_ids`: the ids of the tokens.
@@ -114,9 +125,10 @@ class BertModel(PretrainedModel):
         if position_ids is not None:
             limit = config.max_position_embeddings
             check_ids("position_ids", position_ids, limit, "max_position_embeddings")
-            check_shape("position_ids", position_ids, batch_seq, (batch_seq[-1],))
+            check_broadcasts("position_ids", position_ids, batch_seq)
         if head_mask is not None:
             shape = (len(self.encoder.layers), config.num_attention_heads)
+            check_array("head_mask", head_mask, np.floating, "floats")
             check_shape("head_mask", head_mask, shape)
             head_mask = jnp.asarray(head_mask)
 
@@ -136,7 +148,7 @@ class BertModel(PretrainedModel):
             key=encoder_key,
         )
         x = encoded.last_hidden_state
-        return BertOutput(
+        return BertModelOutput(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else self.pooler(x),
             hidden_states=encoded.hidden_states,
@@ -152,6 +164,7 @@ class BertModel(PretrainedModel):
         if input_ids is not None and inputs_embeds is not None:
             raise ValueError("Give either input_ids or inputs_embeds; both were given.")
         if inputs_embeds is not None:
+            check_array("inputs_embeds", inputs_embeds, np.floating, "floats")
             hidden = self.config.hidden_size
             if inputs_embeds.ndim < 2 or inputs_embeds.shape[-1] != hidden:
                 raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..config import BertConfig
-from ..nn import Embedding, LayerNorm, dropout
+from ..nn import Embedding, LayerNorm, accumulation_dtype, dropout
 
 
 class Embeddings(eqx.Module):
@@ -56,14 +56,17 @@ class Embeddings(eqx.Module):
         - `key`: a PRNG key for dropout; without one there is none.
         """
         # In PyTorch's order of summation: words and token types first, then positions.
+        # In at least float32, in which then the gradient of a row that many tokens share is summed.
+        dtype = accumulation_dtype(words)
         if token_type_ids is None:
-            x = words + jnp.broadcast_to(self.token_type.weight[0], words.shape)
+            types = self.token_type.weight[0]
         else:
-            x = words + self.token_type(token_type_ids)
+            types = self.token_type(token_type_ids)
+        x = words.astype(dtype) + jnp.broadcast_to(types.astype(dtype), words.shape)
         if add_positions:
             if position_ids is None:
                 positions = self.position.weight[: words.shape[-2]]
             else:
                 positions = self.position(position_ids)
-            x = x + jnp.broadcast_to(positions, words.shape)
-        return dropout(self.norm(x), self.dropout_rate, key)
+            x = x + jnp.broadcast_to(positions.astype(dtype), words.shape)
+        return dropout(self.norm(x).astype(words.dtype), self.dropout_rate, key)

@@ -6,7 +6,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..config import BertConfig
-from ..nn import Attention, LayerNorm, Linear, dropout, get_activation, split_key
+from ..nn import (
+    Attention,
+    LayerNorm,
+    Linear,
+    accumulation_dtype,
+    dropout,
+    get_activation,
+    split_key,
+)
 from ..outputs import EncoderOutput
 
 
@@ -29,7 +37,10 @@ class FeedForward(eqx.Module):
         self.activation = config.hidden_act
 
     def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
-        return self.output(get_activation(self.activation)(self.intermediate(x)))
+        y = self.intermediate(x)
+        # In at least float32: in bfloat16, `1 + erf(y)` loses its digits where erf(y) is near -1.
+        y = get_activation(self.activation)(y.astype(accumulation_dtype(y))).astype(y.dtype)
+        return self.output(y)
 
 
 class EncoderLayer(eqx.Module):

@@ -11,6 +11,22 @@ from jaxtyping import Array, Bool, Int
 from ..nn import align_trailing, causal_mask, key_mask, pair_mask
 
 
+def check_array(name: str, array: Any, kind: type, what: str) -> None:
+    """Checks that `array` is an array of JAX or NumPy whose dtype is of this `kind`.
+
+    **Raises:** `ValueError` that names the argument and says what it is, and that it should be
+    `what`.
+    """
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{name} must be an array of {what}, got {type(array).__name__}. Text goes through "
+            "eqxbert.Tokenizer or eqxbert.SentenceEncoder; lists and the like through "
+            "numpy.asarray(...)."
+        )
+    if not jnp.issubdtype(array.dtype, kind):
+        raise ValueError(f"{name} must hold {what}, got an array of {array.dtype}.")
+
+
 def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
     """Checks that `ids` are integers from 0 up to, but not including, `limit`.
 
@@ -19,13 +35,7 @@ def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
 
     **Raises:** `ValueError` that names the argument, the value and the limit.
     """
-    if not isinstance(ids, jax.Array | np.ndarray):
-        raise ValueError(
-            f"{name} must be an array of integers, got {type(ids).__name__}. Text goes through "
-            "eqxbert.Tokenizer or eqxbert.SentenceEncoder; lists through numpy.array(...)."
-        )
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"{name} must hold integers, got an array of {ids.dtype}.")
+    check_array(name, ids, np.integer, "integers")
     if isinstance(ids, jax.core.Tracer) or ids.size == 0:
         return
     values = np.asarray(ids)
@@ -45,6 +55,21 @@ def check_shape(name: str, array: Any, *expected: tuple[int, ...]) -> None:
     if array.shape not in expected:
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}, expected {' or '.join(map(str, expected))}."
+        )
+
+
+def check_broadcasts(name: str, array: Any, to: tuple[int, ...]) -> None:
+    """Checks that `array` can be broadcast to the shape `to`.
+
+    **Raises:** `ValueError` that names the argument, its shape and what was expected.
+    """
+    try:
+        fits = np.broadcast_shapes(array.shape, to) == to
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)}, which cannot be broadcast to {to}."
         )
 
 
@@ -69,11 +94,25 @@ def attention_mask_for_scores(
     causality = causal_mask(seq, seq) if causal else None
     if attention_mask is None:
         return causality
+    if not isinstance(attention_mask, jax.Array | np.ndarray):
+        raise ValueError(
+            f"attention_mask must be an array, got {type(attention_mask).__name__}; use "
+            "numpy.asarray(...)."
+        )
     if not (attention_mask.dtype == bool or jnp.issubdtype(attention_mask.dtype, jnp.integer)):
         raise ValueError(
             "attention_mask must be boolean or integer (1 or True: may be attended to), got "
-            f"{attention_mask.dtype}. An additive mask becomes one by `mask == 0`."
+            f"{attention_mask.dtype}. If it holds 1 and 0, write `mask.astype(bool)`; if it is "
+            "added to the scores (0 and large negative numbers), `mask == 0`."
         )
+    if not isinstance(attention_mask, jax.core.Tracer):
+        values = np.asarray(attention_mask).astype(np.int64)
+        wrong = values[(values != 0) & (values != 1)]
+        if wrong.size:
+            raise ValueError(
+                f"attention_mask contains {wrong.flat[0]}; expected 1 (may be attended to) and 0. "
+                "If it is added to the scores (0 and large negative numbers), pass `mask == 0`."
+            )
     check_shape("attention_mask", attention_mask, batch_seq, (*batch_seq, seq))
     may_attend = jnp.asarray(attention_mask).astype(bool)
     mask = key_mask(may_attend) if may_attend.ndim == len(batch_seq) else pair_mask(may_attend)

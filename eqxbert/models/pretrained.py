@@ -1,6 +1,5 @@
 """What every model has in common: it can be read from a checkpoint and written to one."""
 
-import dataclasses
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -57,14 +56,13 @@ class PretrainedModel(eqx.Module):
         return loaded.model
 
     def with_config(self: Model, config: BertConfig) -> Model:
-        """The same model with another configuration. (The configuration is static, out of the reach
-        of `eqx.tree_at`.) It should describe the arrays that the model has, or has got by surgery.
+        """The same arrays in a model with another configuration: other dropout rates, say, or the
+        smaller number of layers that is left after surgery. (A configuration, and what follows from
+        it in every part, is static, hence out of the reach of `eqx.tree_at`.)
+
+        **Raises:** `CheckpointError` if the configuration calls for other arrays.
         """
-        model = object.__new__(type(self))
-        for field in dataclasses.fields(self):
-            value = config if field.name == "config" else getattr(self, field.name)
-            object.__setattr__(model, field.name, value)
-        return model
+        return convert.with_config(self, config)
 
     def save_pretrained(
         self, folder: str | PathLike[str], *, max_shard_size: int | str = "5GB"

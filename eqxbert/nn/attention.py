@@ -46,7 +46,11 @@ def dot_product_attention(
     - `return_weights`: whether the weights, as they were applied, are returned too.
 
     **Returns:** the context of each query, and the weights or None.
+
+    **Raises:** `ValueError` if `mask` is not boolean.
     """
+    if mask is not None and mask.dtype != bool:
+        raise ValueError(f"mask must be boolean (True: may attend), got {mask.dtype}.")
     dtype = accumulation_dtype(query)
     # With the heads in front, a product is one matrix product for each head. XLA on CPU is up to
     # twice as fast with this copy as with strided operands.
@@ -83,25 +87,41 @@ def dot_product_attention(
 
 
 def relative_position_scores(
-    x: Float[Array, "*batch q_seq heads head_size"],
+    query: Float[Array, "*batch q_seq heads head_size"],
+    keys: Float[Array, "*batch kv_seq heads head_size"],
     table: Float[Array, "distances head_size"],
-    kv_seq: int,
+    position_type: str,
 ) -> Float[Array, "*batch heads q_seq kv_seq"]:
-    """The product of every position's vector with the embedding of its distance to every key
-    position ([Shaw et al., 2018](https://arxiv.org/abs/1803.02155)).
+    """What relative positions add to the scores, before these are scaled: the product of each query
+    with an embedding of its distance to each key ([Shaw et al., 2018](https://arxiv.org/abs/1803.02155)),
+    and with "relative_key_query" that of each key as well
+    ([Huang et al., 2020](https://arxiv.org/abs/2009.13658)).
 
     **Arguments:**
 
-    - `x`: the vectors, in the order of their positions 0, 1, ...
-    - `table`: row `d` embeds the distance `d - (distances - 1) / 2` between query and key position.
-    - `kv_seq`: the number of key positions.
+    - `query`, `keys`: in the order of their positions; the queries are the last of the positions.
+    - `table`: row `i` embeds the distance `i - (distances - 1) / 2`, query minus key position.
+    - `position_type`: "relative_key" or "relative_key_query".
+
+    **Raises:** `ValueError` if the table is too short for the keys.
     """
+    q_seq, kv_seq = query.shape[-3], keys.shape[-3]
     zero_distance = table.shape[0] // 2
-    distances = jnp.arange(x.shape[-3])[:, None] - jnp.arange(kv_seq)[None, :]
+    if kv_seq > zero_distance + 1:
+        raise ValueError(
+            f"There are {kv_seq} positions, but relative positions are embedded for "
+            f"{zero_distance + 1}."
+        )
+    positions = jnp.arange(kv_seq)
+    distances = positions[kv_seq - q_seq :, None] - positions[None, :]
     embedded = table[distances + zero_distance]
-    return jnp.einsum(
-        "...qhd,qkd->...hqk", x, embedded, preferred_element_type=accumulation_dtype(x)
-    )
+    dtype = accumulation_dtype(query)
+    scores = jnp.einsum("...qhd,qkd->...hqk", query, embedded, preferred_element_type=dtype)
+    if position_type == "relative_key_query":
+        scores = scores + jnp.einsum(
+            "...khd,qkd->...hqk", keys, embedded, preferred_element_type=dtype
+        )
+    return scores
 
 
 class Attention(eqx.Module):
@@ -234,11 +254,5 @@ class Attention(eqx.Module):
     ) -> Float[Array, "*batch heads q_seq kv_seq"] | None:
         if self.distance is None:
             return None
-        table = self.distance.weight
-        bias = relative_position_scores(query, table, keys.shape[-3])
-        if self.position_type == "relative_key_query":
-            # The same distances seen from the keys: key position minus query position, hence the
-            # reversed table.
-            from_keys = relative_position_scores(keys, table[::-1], query.shape[-3])
-            bias = bias + jnp.swapaxes(from_keys, -1, -2)
-        return bias * query.shape[-1] ** -0.5
+        scores = relative_position_scores(query, keys, self.distance.weight, self.position_type)
+        return scores * query.shape[-1] ** -0.5

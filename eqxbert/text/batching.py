@@ -49,7 +49,11 @@ def plan_batches(
     - `lengths`: the number of tokens of each text.
     - `max_length`: the greatest length there may be.
     - `tokens_per_batch`: how many tokens a batch should have, padding included.
+
+    **Raises:** `ValueError` if a text is longer than `max_length`.
     """
+    if max(lengths, default=0) > max_length:
+        raise ValueError(f"A text has {max(lengths)} tokens, but max_length is {max_length}.")
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     start, total = 0, sum(lengths)
     sizes = buckets(max_length)

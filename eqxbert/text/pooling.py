@@ -192,6 +192,14 @@ class SentenceModel(eqx.Module):
     pooling: Pooling
     head: tuple[Dense | Normalize, ...]
 
+    @property
+    def embedding_size(self) -> int:
+        """The size of the vectors that come out."""
+        dense = [module for module in self.head if isinstance(module, Dense)]
+        if dense:
+            return dense[-1].linear.weight.shape[0]
+        return self.bert.config.hidden_size * len(self.pooling.modes)
+
     def __call__(
         self,
         input_ids: Int[Array | np.ndarray, "*batch seq"],

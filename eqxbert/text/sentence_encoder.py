@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from typing import Any, Literal
 
@@ -34,8 +33,8 @@ OutputValue = Literal["sentence_embedding", "token_embeddings"]
 # one; a GPU wants its thousands of cores filled.
 _TOKENS_PER_BATCH = {"cpu": 512}
 _TOKENS_PER_BATCH_ELSEWHERE = 65536
-# Some parts of a computation leave a processor's cores idle; a second batch uses them.
-_AT_THE_SAME_TIME = 2
+# Batches that are started before the result of an earlier one is waited for.
+_AHEAD = 2
 
 
 class SentenceEncoder:
@@ -216,6 +215,8 @@ class SentenceEncoder:
         truncate_dim = self.truncate_dim if truncate_dim is None else truncate_dim
         if truncate_dim is not None and truncate_dim < 1:
             raise ValueError(f"truncate_dim must be a positive number, got {truncate_dim}.")
+        if tokens_per_batch is not None and tokens_per_batch < 1:
+            raise ValueError(f"tokens_per_batch must be a positive number, got {tokens_per_batch}.")
         is_single = isinstance(sentences, str)
         texts: Sequence[str] | np.ndarray = [sentences] if isinstance(sentences, str) else sentences
         check_texts("sentences", texts)
@@ -233,7 +234,9 @@ class SentenceEncoder:
                 progress.update(len(batch.indices))
         if is_tokens:
             return results[0] if is_single else results
-        vectors = np.stack(results) if results else np.zeros((0, self.embedding_size), np.float32)
+        vectors = (
+            np.stack(results) if results else np.zeros((0, self.model.embedding_size), np.float32)
+        )
         vectors = vectors[:, :truncate_dim]
         if normalize:
             vectors = _unit_length(vectors)
@@ -255,10 +258,8 @@ class SentenceEncoder:
     @property
     def embedding_size(self) -> int:
         """The size of a text's vector."""
-        ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-        lengths = jax.ShapeDtypeStruct((1,), np.int32)
-        vectors = eqx.filter_eval_shape(_sentence_vectors, self.model, ids, lengths, np.int32(0))
-        return vectors.shape[-1]
+        size = self.model.embedding_size
+        return size if self.truncate_dim is None else min(size, self.truncate_dim)
 
     def _resolve_prompt(self, name: str | None, prompt: str | None) -> str:
         if prompt is not None:
@@ -289,38 +290,30 @@ class SentenceEncoder:
         prompt_length: int,
         tokens_per_batch: int | None,
     ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """The batches with their results, several computed at the same time."""
+        """The batches with their results, each waited for when later ones are under way."""
         if tokens_per_batch is None:
             tokens_per_batch = _TOKENS_PER_BATCH.get(
                 jax.default_backend(), _TOKENS_PER_BATCH_ELSEWHERE
             )
         prompt = np.asarray(prompt_length, np.int32)  # an array, since each int has its own program
 
-        def compute(batch: Batch) -> np.ndarray:
+        compute = _COMPUTE[output_value]
+        under_way: deque[tuple[Batch, Array]] = deque()
+        for batch in plan_batches(
+            [len(row) for row in ids],
+            max_length=self.max_seq_length,
+            tokens_per_batch=tokens_per_batch,
+        ):
             rows = [ids[i] for i in batch.indices]
             padded = pad_rows(rows, (batch.rows, batch.seq), self.tokenizer.pad_id)
             lengths = np.zeros(batch.rows, np.int32)
             lengths[: len(rows)] = [len(row) for row in rows]
-            return np.asarray(_COMPUTE[output_value](self.model, padded, lengths, prompt))
-
-        batches = plan_batches(
-            [len(row) for row in ids],
-            max_length=self.max_seq_length,
-            tokens_per_batch=tokens_per_batch,
-        )
-        compiled: set[tuple[int, int]] = set()
-        under_way: deque[tuple[Batch, Future[np.ndarray]]] = deque()
-        with ThreadPoolExecutor(_AT_THE_SAME_TIME) as pool:
-            for batch in batches:
-                under_way.append((batch, pool.submit(compute, batch)))
-                # The first batch of a shape goes alone, lest two threads compile the same program.
-                is_first = (batch.rows, batch.seq) not in compiled
-                compiled.add((batch.rows, batch.seq))
-                while under_way and (is_first or len(under_way) > _AT_THE_SAME_TIME):
-                    done, result = under_way.popleft()
-                    yield done, result.result()
-            for done, result in under_way:
-                yield done, result.result()
+            under_way.append((batch, compute(self.model, padded, lengths, prompt)))
+            if len(under_way) > _AHEAD:
+                done, result = under_way.popleft()
+                yield done, np.asarray(result)
+        for done, result in under_way:
+            yield done, np.asarray(result)
 
 
 @eqx.filter_jit

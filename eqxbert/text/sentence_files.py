@@ -144,7 +144,8 @@ def read_sentence_model(modules: ModuleFolders, dtype: DTypeLike | None) -> Sent
 
 
 def _read_pooling(location: Location, config: BertConfig) -> Pooling:
-    values = read_json(location, "config.json", {})
+    path = location.require("config.json", "which says how token vectors are pooled")
+    values = read_json(location, path.name)
     size = values.get("embedding_dimension", values.get("word_embedding_dimension"))
     if size is not None and size != config.hidden_size:
         raise ValueError(

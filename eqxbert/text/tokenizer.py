@@ -1,6 +1,7 @@
 """Text to token ids and back, by the `tokenizers` library."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..convert import staged_folder
 from ..files import Location
 from .tokenizer_files import SPECIAL_TOKENS, read_backend, read_settings
 
@@ -38,6 +40,8 @@ class Tokenizer:
         self.backend = backend
         self.special_tokens = SPECIAL_TOKENS | dict(special_tokens or {})
         self.max_length = max_length
+        # Truncation is a state of the backend, which several threads must not change at once.
+        self._lock = threading.Lock()
         backend.no_padding()
         backend.no_truncation()
 
@@ -114,13 +118,21 @@ class Tokenizer:
                 raise ValueError(f"There are {len(texts)} texts, but {len(text_pairs)} text_pairs.")
             inputs = list(zip(texts, text_pairs, strict=True))
         max_length = self.max_length if max_length is None else max_length
-        self._truncate(max_length, is_pair=text_pairs is not None)
         ids, type_ids = [], []
-        for start in range(0, len(inputs), _TEXTS_AT_ONCE):
-            encodings = self.backend.encode_batch_fast(inputs[start : start + _TEXTS_AT_ONCE])
-            ids += [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-            type_ids += [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]
+        with self._lock:
+            self._truncate(max_length, is_pair=text_pairs is not None)
+            for start in range(0, len(inputs), _TEXTS_AT_ONCE):
+                encodings = self.backend.encode_batch_fast(inputs[start : start + _TEXTS_AT_ONCE])
+                ids += [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+                type_ids += [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]
         return ids, type_ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def _truncate(self, max_length: int | None, *, is_pair: bool) -> None:
         if max_length is None:
@@ -185,10 +197,18 @@ class Tokenizer:
         backend.normalizer = normalizers.Sequence(steps)
         return Tokenizer(backend, special_tokens=self.special_tokens, max_length=self.max_length)
 
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers reads too. If
+        writing fails, what was in the folder stays.
+        """
+        with staged_folder(folder) as staging:
+            self.write(staging)
+
     def write(self, folder: Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers reads too."""
-        self.backend.no_truncation()
-        self.backend.save(str(folder / "tokenizer.json"))
+        """What `save_pretrained` writes, straight into a folder that is there."""
+        with self._lock:
+            self.backend.no_truncation()
+            self.backend.save(str(folder / "tokenizer.json"))
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],

@@ -107,7 +107,7 @@ def test_a_configuration_that_is_none(
         ({"vocab_size": -1}, "vocab_size must be a positive integer, got -1"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob must be a probability"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be a positive float"),
-        ({"pad_token_id": 33}, r"pad_token_id \(33\) must be below vocab_size \(33\)"),
+        ({"pad_token_id": 33}, r"pad_token_id \(33\) must be an id"),
         ({"num_labels": 3, "id2label": {"0": "a"}}, "num_labels is 3, but id2label has 1"),
         ({"id2label": {"0": "a", "2": "b"}}, "must number its labels 0, 1, 2"),
         ({"id2label": {"a": "b"}}, "id2label must map numbers to names"),

@@ -132,3 +132,37 @@ def test_being_killed_while_writing_leaves_the_folder_as_it_was(
     assert_same_arrays(reloaded(folder), new_model(1))
     save(new_model(2), folder)
     assert_same_arrays(reloaded(folder), new_model(2))
+
+
+KILLED_WHILE_MOVING = """
+import os, signal
+from pathlib import Path
+import eqxbert, jax
+
+replace, count = Path.replace, 0
+
+def replace_or_die(self, target):
+    global count
+    count += 1
+    if count == {move}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+
+Path.replace = replace_or_die
+model = eqxbert.BertModel.from_pretrained({folder!r})
+jax.tree.map(lambda array: array + 1, model).save_pretrained({folder!r}, max_shard_size="10KB")
+"""
+
+
+@pytest.mark.parametrize("move", range(1, 6))
+def test_being_killed_while_moving_never_leaves_a_mixture(tmp_path: Path, move: int) -> None:
+    """What is left loads as the old model or does not load at all."""
+    folder = tmp_path / "model"
+    save(new_model(1), folder, max_shard_size="10KB")
+    result = run_python(KILLED_WHILE_MOVING.format(folder=str(folder), move=move))
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    if (folder / "config.json").exists():
+        assert_same_arrays(reloaded(folder), new_model(1))
+    else:
+        with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+            reloaded(folder)

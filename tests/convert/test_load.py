@@ -45,7 +45,7 @@ def test_fields_of_the_configuration_can_be_changed(tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
     loaded = load(eqxbert.BertModel, tmp_path, num_hidden_layers=1, ignore_unexpected=True)
     assert loaded.config.num_hidden_layers == 1
-    assert loaded.model.config == loaded.config
+    assert loaded.model.config.num_hidden_layers == 1
     assert len(loaded.model.encoder.layers) == 1
     reference.encoder.layer = reference.encoder.layer[:1]
     assert_same_arrays(loaded.model, as_numpy(reference))

@@ -156,14 +156,33 @@ def test_auto_takes_the_wider_dtype_of_a_mixed_checkpoint(tiny_state: State) -> 
     assert_same_arrays(load(state, dtype="auto"), expected)
 
 
-def test_auto_with_nothing_in_the_checkpoint_is_float32(key: jax.Array) -> None:
-    model = load({}, dtype="auto", key=key)
-    assert {array.dtype for array in to_state_dict(model).values()} == {jnp.dtype(jnp.float32)}
+def test_a_checkpoint_of_something_else_is_no_reason_to_draw_all_anew(key: jax.Array) -> None:
+    state = {"weird.weight": np.zeros(3, np.float32)}
+    with pytest.raises(CheckpointError, match="None of its names belongs to a BERT"):
+        from_state_dict(eqxbert.BertModel, tiny_config(), state, key=key)
+
+
+def test_nan_and_infinity_are_named(tmp_path, caplog) -> None:
+    model = eqxbert.BertModel(tiny_config(), key=jax.random.key(0))
+    state = {name: np.array(array) for name, array in to_state_dict(model).items()}
+    state["pooler.dense.bias"][3] = np.nan
+    state["pooler.dense.weight"][0, 0] = 1e30  # infinity in float16
+    for dtype, names in (
+        ("float32", ["bias"]),
+        ("float16", ["weight", "bias"]),
+        ("bfloat16", ["bias"]),
+    ):
+        caplog.clear()
+        from_state_dict(eqxbert.BertModel, tiny_config(), state, dtype=dtype)
+        expected = ", ".join(f"pooler.dense.{name}" for name in names)
+        assert f"NaN or infinity in {expected}, as {dtype}." in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, "int8"])
 def test_a_dtype_that_is_not_floating_point_is_an_error(tiny_state: State, dtype: Any) -> None:
-    with pytest.raises(ValueError, match="dtype must be a floating-point one"):
+    with pytest.raises(
+        ValueError, match="dtype must be one of bfloat16, float16, float32, float64"
+    ):
         load(tiny_state, dtype=dtype)
 
 

@@ -50,7 +50,7 @@ def test_leading_axes_equal_vmap_and_single_calls(model, batch, mask_rank):
         mask[..., range(7), range(7)] = True
         inputs["attention_mask"] = mask
 
-    def call(inputs: dict) -> eqxbert.outputs.BertOutput:
+    def call(inputs: dict) -> eqxbert.outputs.BertModelOutput:
         return model(**inputs, output_hidden_states=True, output_attentions=True)
 
     def assert_close(a: object, b: object) -> None:
@@ -119,19 +119,24 @@ class TestDropout:
         assert np.array_equal(first, same)
         assert max_difference(first, other) > 0.01
 
-    def test_in_each_of_its_places(self, key):
-        """With every weight at one and everything else off, each rate alone changes the result."""
+    def test_of_attention_weights(self, key):
+        config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
+        model = BertModel(config, key=key)
         inputs = random_inputs()
-        calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        for rate in calm:
-            model = BertModel(tiny_config(**calm | {rate: 0.5}), key=key)
-            dropped = model(**inputs, key=key, output_attentions=True)
-            expected = model(**inputs, output_attentions=True)
-            difference = max_difference(dropped.last_hidden_state, expected.last_hidden_state)
-            assert difference > 0.01, rate
-            kept = np.asarray(dropped.attentions[0])[np.asarray(expected.attentions[0]) > 0] > 0
-            share = kept.mean()
-            assert abs(share - (0.5 if rate.startswith("attention") else 1)) < 0.15, rate
+        weights = np.asarray(model(**inputs, output_attentions=True).attentions[0])
+        dropped = np.asarray(model(**inputs, output_attentions=True, key=key).attentions[0])
+        assert abs(np.mean(dropped[weights > 0] > 0) - 0.5) < 0.15
+
+    @pytest.mark.parametrize("branch", ["attention", "feed_forward"])
+    def test_of_each_branch_of_a_layer(self, branch, key):
+        """Where one branch is nothing, the other's dropout alone is seen."""
+        config = tiny_config(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.0)
+        layer = BertModel(config, key=key).encoder.layers[0]
+        other = "feed_forward" if branch == "attention" else "attention"
+        silent = jax.tree.map(jnp.zeros_like, getattr(layer, other))
+        layer = eqx.tree_at(lambda layer: getattr(layer, other), layer, silent)
+        x = jax.random.normal(key, (2, 5, 12))
+        assert max_difference(layer(x, key=key)[0], layer(x)[0]) > 0.01
 
     def test_embeddings_and_layers_drop_at_their_rate(self, key):
         config = tiny_config(
@@ -182,6 +187,67 @@ def test_configured_outputs_are_returned_unless_a_call_says_otherwise(key):
     out = model(ids, output_attentions=False, output_hidden_states=False)
     assert out.attentions is None
     assert out.hidden_states is None
+
+
+class TestWithConfig:
+    def test_reaches_every_part(self, model, key):
+        config = model.config.replace(
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, hidden_act="relu"
+        )
+        other = model.with_config(config)
+        inputs = random_inputs()
+        expected = other(**inputs).last_hidden_state
+        assert np.array_equal(other(**inputs, key=key).last_hidden_state, expected)
+        assert max_difference(expected, model(**inputs).last_hidden_state) > 0.01
+        assert other.embeddings.word.weight is model.embeddings.word.weight
+
+    def test_lets_a_model_with_fewer_layers_be_saved(self, model, tmp_path):
+        shorter = eqx.tree_at(lambda m: m.encoder.layers, model, model.encoder.layers[:1])
+        with pytest.raises(eqxbert.convert.CheckpointError, match="with_config"):
+            shorter.save_pretrained(tmp_path)
+        shorter = shorter.with_config(model.config.replace(num_hidden_layers=1))
+        shorter.save_pretrained(tmp_path)
+        saved = eqxbert.convert.to_state_dict(BertModel.from_pretrained(tmp_path))
+        expected = eqxbert.convert.to_state_dict(shorter)
+        assert saved.keys() == expected.keys()
+        assert all(np.array_equal(saved[name], expected[name]) for name in saved)
+
+    def test_refuses_a_configuration_of_other_arrays(self, model):
+        with pytest.raises(eqxbert.convert.CheckpointError, match="missing from the model"):
+            model.with_config(model.config.replace(num_hidden_layers=3))
+
+    def test_parts_built_otherwise_are_not_saved_as_if_they_were_not(self, model, tmp_path):
+        other = model.with_config(model.config.replace(layer_norm_eps=0.1))
+        mixed = eqx.tree_at(lambda m: m.encoder, model, other.encoder)
+        with pytest.raises(eqxbert.convert.CheckpointError, match="other settings"):
+            mixed.save_pretrained(tmp_path)
+
+
+def test_an_ensemble_is_a_vmap_over_models(key):
+    models = eqx.filter_vmap(lambda k: BertModel(tiny_config(), key=k))(jax.random.split(key, 3))
+    inputs = random_inputs()
+    out = eqx.filter_vmap(lambda m: m(**inputs).last_hidden_state)(models)
+    second = jax.tree.map(operator.itemgetter(1), models)
+    assert max_difference(out[1], second(**inputs).last_hidden_state) < FLOAT32
+
+
+def test_gradients_of_shared_rows_are_summed_in_float32(key):
+    """A sum of 4,096 numbers in bfloat16 would stop growing at 256 times the first of them."""
+    config = tiny_config(num_hidden_layers=1, max_position_embeddings=2)
+    embeddings = BertModel(config, key=key).embeddings
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), embeddings)
+    words = jnp.zeros((2048, 2, 12), jnp.bfloat16)
+    weight = jax.random.normal(key, (12,))
+
+    def total(embeddings, dtype):
+        y = embeddings(words.astype(dtype)).astype(jnp.float32)
+        return jnp.sum(y * weight[None, None])
+
+    exact = jax.grad(total)(jax.tree.map(lambda x: x.astype(jnp.float32), half), jnp.float32)
+    ours = jax.grad(total)(half, jnp.bfloat16)
+    reference = np.asarray(exact.token_type.weight[0])
+    difference = max_difference(ours.token_type.weight[0].astype(jnp.float32), reference)
+    assert difference < 2**-6 * np.abs(reference).max()
 
 
 def test_layers_can_be_replaced_and_dropped(model):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import max_difference
+from helpers import max_difference, run_python
 from tolerances import FLOAT32
 
 from eqxbert.nn import Attention, causal_mask, dot_product_attention, key_mask, pair_mask
@@ -147,6 +147,34 @@ def test_module_equals_pytorchs_multi_head_attention(key):
         )
     assert max_difference(output, expected) < FLOAT32
     assert max_difference(weights, expected_weights) < FLOAT32
+
+
+def test_relative_positions_count_from_the_end_of_the_keys(key):
+    """The last queries alone, as in decoding, get what they get among all."""
+    attention = Attention(
+        12, 3, position_type="relative_key_query", max_positions=5, initializer_range=0.5, key=key
+    )
+    x = jax.random.normal(key, (5, 12))
+    full, _ = attention(x)
+    last, _ = attention(x[3:], key_value_states=x)
+    assert max_difference(last, full[3:]) < FLOAT32
+
+
+def test_more_positions_than_are_embedded(key):
+    attention = Attention(12, 3, position_type="relative_key", max_positions=4, key=key)
+    with pytest.raises(ValueError, match=r"5 positions, but .* embedded for 4"):
+        attention(jnp.ones((5, 12)))
+
+
+def test_a_mask_that_is_not_boolean():
+    """A mask that is added to scores, taken for one of truth values, would mean its opposite."""
+    result = run_python("""
+import jax.numpy as jnp
+from eqxbert.nn import dot_product_attention
+x = jnp.ones((2, 1, 4))
+dot_product_attention(x, x, x, jnp.asarray([0.0, -1e9]))
+""")
+    assert "ValueError: mask must be boolean (True: may attend), got float32" in result.stderr
 
 
 def test_every_leaf_is_an_array(key):
