@@ -15,7 +15,8 @@ PACKAGE = Path(eqxbert.__file__).parent
 # Each part may import itself and those it names.
 MAY_IMPORT = {
     "files": set(),
-    "config": {"files"},
+    "frozen_dict": set(),
+    "config": {"files", "frozen_dict"},
     "outputs": set(),
     "nn": set(),
     "convert": {"config", "files"},
