@@ -1,6 +1,7 @@
 """Finding a checkpoint's files: in a local folder, or in a repository of the Hugging Face hub."""
 
 import dataclasses
+import json
 import os
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -118,6 +119,24 @@ class Location:
         if self.folder is not None:
             return str(self.folder)
         return self.repository + (f"/{self.subfolder}" if self.subfolder else "")
+
+
+def read_json(location: Location, name: str, default: Any = None, *, expected: type = dict) -> Any:
+    """The contents of a JSON file, or `default` if there is none of that name.
+
+    **Raises:** `ValueError` if it is not JSON, or not of the `expected` type.
+    """
+    path = location.find(name)
+    if path is None:
+        return default
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, expected):
+        kind = {dict: "an object", list: "an array"}[expected]
+        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not {kind}.")
+    return values
 
 
 def is_inside(path: str) -> bool:

@@ -14,11 +14,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .. import convert
-from ..files import Location
+from ..files import Location, read_json
 from .batching import Batch, plan_batches
 from .pooling import SentenceModel
 from .sentence_files import (
-    read_json,
     read_modules,
     read_sentence_model,
     read_transformer_config,

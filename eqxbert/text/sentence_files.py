@@ -17,7 +17,7 @@ from ..config import BertConfig
 from ..convert.containers import read_safetensors, write_safetensors
 from ..convert.pretrained import write_model
 from ..convert.state_dict import fill, named_arrays
-from ..files import Location
+from ..files import Location, read_json
 from ..models import BertModel
 from ..nn import get_activation
 from .pooling import Dense, Normalize, Pooling, SentenceModel
@@ -53,23 +53,6 @@ _ACTIVATIONS = {
     "Hardswish": "hardswish",
     "Mish": "mish",
 }
-
-
-def read_json(location: Location, name: str, default: Any = None, *, expected: type = dict) -> Any:
-    """The contents of a JSON file, or `default` if there is none of that name.
-
-    **Raises:** `ValueError` if it is not JSON, or not of the `expected` type.
-    """
-    path = location.find(name)
-    if path is None:
-        return default
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, expected):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not a {expected.__name__}.")
-    return values
 
 
 def write_json(path: Path, values: Any) -> None:

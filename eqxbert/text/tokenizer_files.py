@@ -1,12 +1,11 @@
 """The files that a BERT's tokenizer is kept in, of which transformers has had several kinds."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import Location
+from ..files import Location, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -46,12 +45,12 @@ class Settings:
 
 def read_settings(location: Location) -> Settings:
     """Reads `tokenizer_config.json`, and the two files that came before it."""
-    config = _read_json(location, "tokenizer_config.json")
-    roles = _read_json(location, "special_tokens_map.json") | config
+    config = read_json(location, "tokenizer_config.json", {})
+    roles = read_json(location, "special_tokens_map.json", {}) | config
     special_tokens = {role: _text(roles[role]) for role in SPECIAL_TOKENS if roles.get(role)}
     added: dict[int, Mapping[str, Any]] = {
         int(index): {"content": token}
-        for token, index in _read_json(location, "added_tokens.json").items()
+        for token, index in read_json(location, "added_tokens.json", {}).items()
     }
     added |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     max_length = config.get("model_max_length")
@@ -71,19 +70,6 @@ def read_backend(location: Location, settings: Settings) -> "tokenizers.Tokenize
         backend = _from_vocabulary(path, settings)
     _add_tokens(backend, settings.added_tokens, path)
     return backend
-
-
-def _read_json(location: Location, name: str) -> dict[str, Any]:
-    path = location.find(name)
-    if path is None:
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object.")
-    return values
 
 
 def _text(token: str | Mapping[str, Any]) -> str:
