@@ -13,7 +13,19 @@ if _os.environ.get("EQXBERT_TYPECHECK") == "1":
 
 from . import convert as convert, nn as nn
 from .config import BertConfig as BertConfig
-from .models import BertModel as BertModel
+from .models import (
+    NSP_IS_NEXT as NSP_IS_NEXT,
+    NSP_IS_RANDOM as NSP_IS_RANDOM,
+    BertForCausalLM as BertForCausalLM,
+    BertForMaskedLM as BertForMaskedLM,
+    BertForMultipleChoice as BertForMultipleChoice,
+    BertForNextSentencePrediction as BertForNextSentencePrediction,
+    BertForPreTraining as BertForPreTraining,
+    BertForQuestionAnswering as BertForQuestionAnswering,
+    BertForSequenceClassification as BertForSequenceClassification,
+    BertForTokenClassification as BertForTokenClassification,
+    BertModel as BertModel,
+)
 from .text import SentenceEncoder as SentenceEncoder, Tokenizer as Tokenizer
 
 __version__ = "0.1.0"

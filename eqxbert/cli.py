@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .config import BertConfig
 from .convert import convert_checkpoint, inspect_checkpoint, staged_file
-from .models import BertModel
+from .models import BertModel, model_class_of
 from .text import SentenceEncoder
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -191,7 +192,8 @@ def _similarity(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    print(inspect_checkpoint(BertModel, options.model))
+    model_class = model_class_of(BertConfig.from_pretrained(options.model))
+    print(inspect_checkpoint(model_class, options.model))
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from .files import HUB_OPTIONS, Location
 from .frozen_dict import FrozenDict
 
 CONFIG_FILE = "config.json"
+_GOOGLES_CONFIG_FILE = "bert_config.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -40,6 +41,8 @@ class BertConfig:
     position_embedding_type: str = "absolute"
     classifier_dropout: float | int | None = None
     chunk_size_feed_forward: int = 0
+    # Layer -> the heads that were taken out of it.
+    pruned_heads: Mapping[int, Sequence[int]] = FrozenDict()
 
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
@@ -70,6 +73,7 @@ class BertConfig:
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         _settle_labels(self)
+        _settle_pruned_heads(self)
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
         object.__setattr__(self, "extra", FrozenDict(self.extra))
@@ -85,6 +89,11 @@ class BertConfig:
     def head_size(self) -> int:
         """The size of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    def kept_heads(self, layer: int) -> tuple[int, ...]:
+        """The heads of a layer that have not been taken out of it."""
+        pruned = self.pruned_heads.get(layer, ())
+        return tuple(head for head in range(self.num_attention_heads) if head not in pruned)
 
     def replace(self, **changes: Any) -> "BertConfig":
         """The same configuration with other values for some fields. A new `num_labels`, `id2label`
@@ -118,7 +127,9 @@ class BertConfig:
         }
         known = {k: v for k, v in known.items() if not (v is None and k in _NULL_MEANS_DEFAULT)}
         if "id2label" in known:
-            known["id2label"] = _number_keys(known["id2label"])
+            known["id2label"] = dict(sorted(_numbered("id2label", known["id2label"]).items()))
+        if "pruned_heads" in known:
+            known["pruned_heads"] = _numbered("pruned_heads", known["pruned_heads"])
         extra = {key: value for key, value in values.items() if key not in fields}
         return cls(**known, extra=extra)
 
@@ -130,9 +141,12 @@ class BertConfig:
                 values[field.name] = getattr(self, field.name)
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
         values["label2id"] = dict(self.label2id)
+        values["pruned_heads"] = {str(i): list(heads) for i, heads in self.pruned_heads.items()}
         for name in ("eos_token_id", "architectures"):
             if isinstance(values[name], tuple):
                 values[name] = list(values[name])
+        if not self.pruned_heads:
+            del values["pruned_heads"]
         optional = {"architectures", "cross_attention_hidden_size", "dtype", "problem_type"}
         optional |= {"sep_token_id", "cls_token_id"}
         values = {k: v for k, v in values.items() if not (k in optional and v is None)}
@@ -142,7 +156,8 @@ class BertConfig:
     def from_pretrained(
         cls, path_or_id: str | PathLike[str] | Location, **options: Any
     ) -> "BertConfig":
-        """The configuration of a checkpoint, from its `config.json`.
+        """The configuration of a checkpoint, from its `config.json` (or Google's
+        `bert_config.json`).
 
         **Arguments:**
 
@@ -164,7 +179,11 @@ class BertConfig:
         location = path_or_id
         if not isinstance(location, Location):
             location = Location.of(location, **options)
-        path = location.require(CONFIG_FILE, "which says what the model's sizes are")
+        path = location.find(CONFIG_FILE) or location.find(_GOOGLES_CONFIG_FILE)
+        if path is None:
+            path = location.require(
+                CONFIG_FILE, f"nor Google's {_GOOGLES_CONFIG_FILE}; it says what the sizes are"
+            )
         return cls.from_json_file(path).replace(**changes)
 
     @classmethod
@@ -235,6 +254,7 @@ _NULL_MEANS_DEFAULT = {
     "label2id",
     "num_labels",
     "position_embedding_type",
+    "pruned_heads",
 }
 
 # Fields that models with BERT's name and other mathematics carry (JinaBERT, MosaicBERT, Nomic).
@@ -271,12 +291,6 @@ def _refuse_what_is_not_bert(values: Mapping[str, Any]) -> None:
             f"{custom} belongs to a variant of BERT with other mathematics (ALiBi, rotary "
             "positions, gated feed-forward), which eqxbert does not compute."
         )
-    if values.get("pruned_heads"):
-        raise ValueError(
-            f"pruned_heads is {values['pruned_heads']!r}: this checkpoint has fewer heads in some "
-            "layers than its configuration says. Save it with transformers after filling the "
-            "pruned heads with zeros."
-        )
 
 
 def _from_json(value: Any) -> Any:
@@ -284,12 +298,12 @@ def _from_json(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _number_keys(id2label: Any) -> dict[int, str]:
-    """JSON's keys are strings; and "10" must come after "9"."""
+def _numbered(name: str, values: Any) -> dict[int, Any]:
+    """JSON's keys are strings, those of some fields are numbers."""
     try:
-        return dict(sorted((int(index), str(label)) for index, label in id2label.items()))
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"id2label must map numbers to names, got {id2label!r}.") from error
+        return {int(key): value for key, value in values.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"The keys of {name} must be numbers, got {values!r}.") from error
 
 
 def _settle_labels(config: BertConfig) -> None:
@@ -310,6 +324,27 @@ def _settle_labels(config: BertConfig) -> None:
     object.__setattr__(config, "num_labels", len(id2label))
     object.__setattr__(config, "id2label", FrozenDict(id2label))
     object.__setattr__(config, "label2id", FrozenDict(label2id))
+
+
+def _settle_pruned_heads(config: BertConfig) -> None:
+    """Checks them, and sorts them."""
+    pruned = {layer: tuple(sorted(set(heads))) for layer, heads in config.pruned_heads.items()}
+    for layer, heads in pruned.items():
+        if not 0 <= layer < config.num_hidden_layers:
+            raise ValueError(
+                f"pruned_heads names layer {layer}; there are {config.num_hidden_layers}, from 0."
+            )
+        if not all(type(h) is int and 0 <= h < config.num_attention_heads for h in heads):
+            raise ValueError(
+                f"pruned_heads names heads {heads} of layer {layer}; there are "
+                f"{config.num_attention_heads}, from 0."
+            )
+        if len(heads) == config.num_attention_heads:
+            raise ValueError(
+                f"pruned_heads takes every head out of layer {layer}; at least one must stay."
+            )
+    pruned = {layer: pruned[layer] for layer in sorted(pruned) if pruned[layer]}
+    object.__setattr__(config, "pruned_heads", FrozenDict(pruned))
 
 
 def _check_values(config: BertConfig) -> None:

@@ -19,12 +19,14 @@ class Location:
     - `repository`: the hub's name for them, such as "google-bert/bert-base-uncased".
     - `subfolder`: the folder inside of either.
     - `hub_options`: what else `huggingface_hub.hf_hub_download` is told.
+    - `weights`: the file that holds the weights, if it was named.
     """
 
     folder: Path | None
     repository: str
     subfolder: str
     hub_options: dict[str, Any]
+    weights: str | None = None
 
     @classmethod
     def of(
@@ -37,11 +39,12 @@ class Location:
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> "Location":
-        """The location of a local folder, if there is one of that name, or of a repository.
+        """The location of a local folder, if there is one of that name, or of a repository. The
+        path may also be that of the file with the weights in such a folder; of a TensorFlow
+        checkpoint's without its suffix.
 
         **Raises:** `FileNotFoundError` if there is no such folder and the name cannot be a
-        repository's; `NotADirectoryError` if it is a file; `ValueError` for a `subfolder` that
-        leads out of the folder.
+        repository's; `ValueError` for a `subfolder` that leads out of the folder.
         """
         if not isinstance(path_or_id, str | PathLike):
             raise ValueError(
@@ -62,10 +65,9 @@ class Location:
             raise FileNotFoundError("The name of the folder or repository is empty.")
         if path.is_dir():
             return cls(path / subfolder, name, subfolder, options)
-        if path.exists():
-            raise NotADirectoryError(
-                f"{name} is a file. Give the folder that holds it and its config.json."
-            )
+        for file in (path, Path(f"{path}.index")):
+            if file.is_file():
+                return cls(file.parent / subfolder, name, subfolder, options, weights=file.name)
         looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
         if looks_local or "\\" in name or isinstance(path_or_id, Path):
             raise FileNotFoundError(f"There is no folder {name!r} here.")

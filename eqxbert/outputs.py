@@ -49,7 +49,7 @@ class EncoderOutput(ModelOutput):
 
     last_hidden_state: Float[Array, "*batch seq hidden"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
-    attentions: tuple[Float[Array, "*batch heads seq seq"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
 
 
 class BertModelOutput(ModelOutput):
@@ -64,4 +64,82 @@ class BertModelOutput(ModelOutput):
     last_hidden_state: Float[Array, "*batch seq hidden"]
     pooler_output: Float[Array, "*batch hidden"] | None = None
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
-    attentions: tuple[Float[Array, "*batch heads seq seq"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class BertForPreTrainingOutput(ModelOutput):
+    """What `BertForPreTraining` returns: for each token (or masked position) the words, and whether
+    the second part of the input followed the first.
+    """
+
+    loss: Float[Array, ""] | None = None
+    prediction_logits: Float[Array, "*batch tokens vocab"] | None = None
+    seq_relationship_logits: Float[Array, "*batch 2"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class MaskedLMOutput(ModelOutput):
+    """What `BertForMaskedLM` returns: the words, for each token or masked position."""
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch tokens vocab"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class CausalLMOutput(ModelOutput):
+    """What `BertForCausalLM` returns: for each token, the word that follows it."""
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch seq vocab"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class NextSentencePredictorOutput(ModelOutput):
+    """What `BertForNextSentencePrediction` returns: whether the second part of the input followed
+    the first.
+    """
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch 2"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class SequenceClassifierOutput(ModelOutput):
+    """What `BertForSequenceClassification` returns: the classes of each sequence."""
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch labels"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class MultipleChoiceModelOutput(ModelOutput):
+    """What `BertForMultipleChoice` returns: the choices of each question."""
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch choices"] | None = None
+    hidden_states: tuple[Float[Array, "*batch choices seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch choices _heads seq seq"], ...] | None = None
+
+
+class TokenClassifierOutput(ModelOutput):
+    """What `BertForTokenClassification` returns: the classes of each token."""
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch seq labels"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+
+
+class QuestionAnsweringModelOutput(ModelOutput):
+    """What `BertForQuestionAnswering` returns: where the answer starts, and where it ends."""
+
+    loss: Float[Array, ""] | None = None
+    start_logits: Float[Array, "*batch seq"] | None = None
+    end_logits: Float[Array, "*batch seq"] | None = None
+    hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None

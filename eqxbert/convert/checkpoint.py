@@ -1,12 +1,13 @@
 """Whole checkpoints, looked at or written anew without making a model of them."""
 
 import dataclasses
-import json
+import inspect
 import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -14,14 +15,17 @@ import jax
 import numpy as np
 from jaxtyping import DTypeLike
 
-from ..config import BertConfig
-from ..files import Location, is_inside
+from ..config import CONFIG_FILE, BertConfig
+from ..files import Location, read_json
 from .containers import LazyTensor
-from .names import BASE, canonical_names, has_path, is_ignored, name_to_path
-from .pretrained import WEIGHTS, read_weights, write_config, write_weights
+from .dtypes import quantised, target_dtype
+from .matching import by_canonical_name, match, named_arrays, without_prefix
+from .names import BASE, has_path, is_ignored, name_to_path
+from .pretrained import write_config
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
-from .state_dict import check, named_arrays, quantised, target_dtype
+from .ties import find_overridden, settle_ties, with_decoder_bias
+from .weights import read_weights, write_weights
 
 # Files beside the weights that belong to a model as well.
 _COMPANIONS = (
@@ -42,12 +46,14 @@ _COMPANIONS = (
 class Inspection:
     """What is in a checkpoint; as text, for people to read.
 
+    - `model`: the class of the model that was tried.
     - `config`: its configuration.
     - `tensors`: shape and dtype of its arrays, by their place in the tree; none has been read.
-    - `report`: the fate of each name if a base model were loaded, or None if that would fail.
+    - `report`: the fate of each name if such a model were loaded, or None if that would fail.
     - `problem`: why it would fail, or None.
     """
 
+    model: str
     config: BertConfig
     tensors: Mapping[str, LazyTensor]
     report: LoadReport | None
@@ -88,7 +94,7 @@ class Inspection:
         yield f"In all {parameters:,} parameters, {mebibytes:,.1f} MiB"
 
     def _verdict(self) -> Iterator[str]:
-        yield "As a BertModel"
+        yield f"As a {self.model}"
         if self.problem is not None:
             yield from (f"  {line}" for line in self.problem.splitlines())
         if self.report is not None:
@@ -121,7 +127,7 @@ def inspect_checkpoint(
 
     **Arguments:**
 
-    - `model_class`: the class of the base model, against which the arrays are held.
+    - `model_class`: the class of the model against which the arrays are held.
     - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
     - `hub_options`: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
 
@@ -129,20 +135,22 @@ def inspect_checkpoint(
     """
     location = Location.of(path_or_id, **hub_options)
     config, state = BertConfig.from_pretrained(location), read_weights(location)
-    names = {canonical: name for name, canonical in canonical_names(state).items()}
-    skeleton = _skeleton(model_class, config, names)
-    in_order = dict.fromkeys(name for name in named_arrays(skeleton) if name in names) | names
+    found = by_canonical_name(state)
+    skeleton = _skeleton(model_class, config, found)
+    in_order = dict.fromkeys(
+        name for name in without_prefix(named_arrays(skeleton)) if name in found
+    )
     tensors = {
-        name_to_path(name) if has_path(name) else name: state[names[name]]
-        for name in in_order
+        name_to_path(name) if has_path(name) else name: found[name].tensor
+        for name in in_order | found
         if not is_ignored(name)
     }
     report, problem = None, None
     try:
-        report = check(skeleton, state)
+        report = match(skeleton, state).report
     except CheckpointError as error:
         problem = str(error)
-    return Inspection(config, tensors, report, problem)
+    return Inspection(model_class.__name__, config, tensors, report, problem)
 
 
 def convert_checkpoint(
@@ -170,55 +178,67 @@ def convert_checkpoint(
     """
     location = Location.of(path_or_id, **hub_options)
     config, state = BertConfig.from_pretrained(location), read_weights(location)
-    names = {canonical: name for name, canonical in canonical_names(state).items()}
+    found = by_canonical_name(state)
     try:
-        report = check(_skeleton(model_class, config, names), state)
+        report = match(_skeleton(model_class, config, found), state).report
     except CheckpointError as error:
         raise CheckpointError(f"{location}: {error}") from None
 
-    kept = {name: state[names[name]] for name in names if has_path(name)}
-    if problems := quantised(kept):
+    heads = {name for name in found if has_path(name) and not name.startswith(BASE)}
+    repeats = ()
+    if any(name.startswith("cls.predictions.") for name in heads):
+        found, repeats = settle_ties(found, tied=config.tie_word_embeddings)
+    kept = {name: entry for name, entry in found.items() if has_path(name)}
+    if problems := quantised({name: entry.tensor for name, entry in kept.items()}):
         raise CheckpointError(f"{location}: " + problems[0])
-    heads = [name for name in kept if not name.startswith(BASE)]
-    prefix = "bert." if heads else ""  # as transformers names the base of a model with a head
-    arrays = {
-        (prefix if name.startswith(BASE) else "") + name: np.asarray(
-            tensor.read(), tensor.dtype if dtype == "auto" else target_dtype(dtype, {})
-        )
-        for name, tensor in kept.items()
-    }
-    written = {names[name] for name in heads}
+    arrays = with_decoder_bias(
+        {
+            name: np.asarray(
+                tensor.read(), tensor.dtype if dtype == "auto" else target_dtype(dtype, {})
+            )
+            for name, (_, tensor) in kept.items()
+        }
+    )
+    overridden = find_overridden(repeats, arrays, tied=config.tie_word_embeddings)
+    if heads:  # transformers names the base of a model with a head so
+        arrays = {("bert." if n.startswith(BASE) else "") + n: x for n, x in arrays.items()}
     with staged_folder(folder) as staging:
         write_weights(arrays, staging)
         write_config(config, arrays, staging)
-        for companion in (*_COMPANIONS, *_files_of_modules(location)):
+        for companion in _COMPANIONS:
             if path := location.find(companion):
-                (staging / companion).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, staging / companion)
+        _convert_modules(location, staging)
+    written = {entry.name: name for name, entry in kept.items()}
+    tied = {entry.name: name for entry, name in repeats}
     return dataclasses.replace(
         report,
-        loaded={**report.loaded, **{names[name]: name for name in heads}},
-        unexpected=tuple(name for name in report.unexpected if name not in written),
+        loaded=written,
+        tied=tied,
+        overridden=overridden,
+        unexpected=tuple(n for n in report.unexpected if n not in written and n not in tied),
     )
 
 
-def _files_of_modules(location: Location) -> list[str]:
-    """The files of sentence-transformers' modules that follow the model, each in a folder."""
-    path = location.find("modules.json")
-    modules = json.loads(path.read_text(encoding="utf-8")) if path else []
-    folders = [module["path"] for module in modules if module["path"]]
-    if not all(map(is_inside, folders)):
-        raise ValueError(f"{path} names folders outside of its own: {folders}.")
-    return [f"{folder}/{name}" for folder in folders for name in ("config.json", WEIGHTS)]
+def _convert_modules(location: Location, folder: Path) -> None:
+    """Writes sentence-transformers' modules that follow the model, each in a folder of its own."""
+    for module in read_json(location, "modules.json", [], expected=list):
+        source = location.child(module["path"])
+        if module["path"] and (config := source.find(CONFIG_FILE)):
+            target = folder / module["path"]
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(config, target / CONFIG_FILE)
+            if module["type"].endswith(".Dense"):
+                tensors = read_weights(source)
+                write_weights({name: tensors[name].read() for name in tensors}, target)
 
 
 def _skeleton(
     model_class: type[eqx.Module], config: BertConfig, names: Mapping[str, object]
 ) -> eqx.Module:
-    """The shapes of the base model, with a pooler where the checkpoint has one."""
-    return eqx.filter_eval_shape(
-        model_class,
-        config,
-        add_pooling_layer=any(name.startswith("pooler.") for name in names),
-        key=jax.random.key(0),
-    )
+    """The shapes of a model, with a pooler where the checkpoint has one if that is optional."""
+    options = {}
+    if "add_pooling_layer" in inspect.signature(model_class).parameters:
+        options["add_pooling_layer"] = any(name.startswith("pooler.") for name in names)
+    construct: Any = model_class
+    return eqx.filter_eval_shape(construct, config, key=jax.random.key(0), **options)

@@ -36,10 +36,15 @@ _TABLE = (
         "encoder.layer.{i}.crossattention.output.LayerNorm",
     ),
     ("encoder.layers.{i}.feed_forward.intermediate", "encoder.layer.{i}.intermediate.dense"),
+    (
+        "encoder.layers.{i}.feed_forward.activation.parameters",
+        "encoder.layer.{i}.intermediate.intermediate_act_fn",
+    ),
     ("encoder.layers.{i}.feed_forward.output", "encoder.layer.{i}.output.dense"),
     ("encoder.layers.{i}.feed_forward_norm", "encoder.layer.{i}.output.LayerNorm"),
     ("pooler.dense", "pooler.dense"),
     ("lm_head.dense", "cls.predictions.transform.dense"),
+    ("lm_head.activation.parameters", "cls.predictions.transform.transform_act_fn"),
     ("lm_head.norm", "cls.predictions.transform.LayerNorm"),
     ("lm_head.decoder", "cls.predictions.decoder"),
     ("lm_head.bias", "cls.predictions.bias"),
@@ -55,23 +60,55 @@ _DENSE_TABLE = (("linear", "linear"), ("residual", "residual"))
 BASE = ("embeddings.", "encoder.", "pooler.")
 
 # Before every name, put there by whatever wrapped the model when it was saved.
-_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.", "0.auto_model.", "0.model.")
+_WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "base_model.model.",
+    "model.",
+    "0.auto_model.",
+    "0.model.",
+    "state_dict.",
+    "params.",
+)
 
 # Buffers and leftovers of training, which hold nothing of the model.
 _IGNORED = re.compile(
     r"embeddings\.(position_ids|token_type_ids)"
+    r"|.*_act_fn\.(beta|eps)"  # constants of xIELU
     r"|(.*[./])?(adam_m|adam_v|global_step|beta1_power|beta2_power)"
     r"|AdamWeightDecayOptimizer.*"
 )
 
-_LEGACY_SPELLINGS = (
-    # TensorFlow's names for the parameters of a LayerNorm; nothing else is renamed by them.
-    (re.compile(r"(?<=LayerNorm)\.gamma$"), ".weight"),
-    (re.compile(r"(?<=LayerNorm)\.beta$"), ".bias"),
-    # NVIDIA's fused linear maps.
-    (re.compile(r"(?<=\.)dense_act(?=\.)"), "dense"),
-    # PEFT keeps the original weight of an adapted map one level deeper.
-    (re.compile(r"\.base_layer(?=\.)"), ""),
+# Names of arrays that language models tie to one another.
+WORDS = "embeddings.word_embeddings.weight"
+LM_BIAS = "cls.predictions.bias"
+DECODER_WEIGHT = "cls.predictions.decoder.weight"
+DECODER_BIAS = "cls.predictions.decoder.bias"
+
+# What other programs and earlier versions call things: (a pattern, what takes its place).
+_SPELLINGS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # Flax's and TensorFlow's parameters of linear maps (stored transposed: `is_transposed`),
+        # and of tables.
+        (r"\.kernel$", ".weight"),
+        (r"(?<=_embeddings)\.embedding$", ".weight"),
+        (r"(?<=_embeddings)$", ".weight"),
+        # Theirs of a LayerNorm; nothing else is renamed by them.
+        (r"(?<=LayerNorm)\.(gamma|scale)$", ".weight"),
+        (r"(?<=LayerNorm)\.beta$", ".bias"),
+        # Google's code in TensorFlow.
+        (r"(?<=encoder\.)layer_(?=\d)", "layer."),
+        (r"^cls\.predictions\.output_bias$", LM_BIAS),
+        (r"^cls\.squad\.output_(?=weights$|bias$)", "qa_outputs."),
+        (r"^cls\.seq_relationship\.output_(?=weights$|bias$)", "cls.seq_relationship."),
+        (r"^output_(?=weights$|bias$)", "classifier."),
+        (r"(?<=\.)weights$", "weight"),
+        # NVIDIA's fused linear maps.
+        (r"(?<=\.)dense_act(?=\.)", "dense"),
+        # PEFT keeps the original weight of an adapted map one level deeper.
+        (r"\.base_layer(?=\.)", ""),
+    )
 )
 
 
@@ -112,6 +149,11 @@ def _apply(table: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
     raise KeyError(text)
 
 
+def architecture(class_name: str) -> str:
+    """What transformers calls a class of ours."""
+    return {"BertForCausalLM": "BertLMHeadModel"}.get(class_name, class_name)
+
+
 def has_path(name: str) -> bool:
     """Whether the table has a row for a canonical name."""
     return any(expression.match(name) for expression, _ in _TO_PATH)
@@ -123,16 +165,23 @@ def is_ignored(name: str) -> bool:
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Maps each name of a checkpoint to its canonical form: in today's spelling, without the
-    prefixes that wrappers add, and without `bert.`.
+    """Maps each name of a checkpoint to its canonical form: as transformers' PyTorch models have it
+    today, without the prefixes that wrappers add, and without `bert.`.
 
     From an encoder-decoder's checkpoint the encoder is taken.
     """
     names = list(names)
-    canonical = {name: _strip_wrappers(name) for name in names}
+    canonical = {name: _strip_wrappers(name.replace("/", ".")) for name in names}
     if any(name.startswith("encoder.embeddings.") for name in canonical.values()):
         canonical = {key: name.removeprefix("encoder.") for key, name in canonical.items()}
     return {key: _respell(name.removeprefix("bert.")) for key, name in canonical.items()}
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a checkpoint's array of that name is a linear map stored (in, out), as Flax and
+    TensorFlow do, not (out, in).
+    """
+    return name.endswith((".kernel", "/kernel"))
 
 
 def _strip_wrappers(name: str) -> str:
@@ -142,6 +191,6 @@ def _strip_wrappers(name: str) -> str:
 
 
 def _respell(name: str) -> str:
-    for expression, replacement in _LEGACY_SPELLINGS:
+    for expression, replacement in _SPELLINGS:
         name = expression.sub(replacement, name)
     return name

@@ -2,9 +2,7 @@
 
 import dataclasses
 import inspect
-import json
 import logging
-import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,18 +13,18 @@ import numpy as np
 from jaxtyping import DTypeLike, PRNGKeyArray
 
 from ..config import CONFIG_FILE, BertConfig
-from ..files import Location, is_inside
-from .containers import LazyTensor, read_safetensors, write_safetensors
+from ..files import Location
+from .containers import LazyTensor
+from .dtypes import quantised
+from .names import architecture
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
-from .state_dict import apply_state, quantised, to_state_dict
+from .state_dict import apply_state, to_state_dict
+from .weights import read_weights, write_weights
 
 logger = logging.getLogger("eqxbert")
 
 Model = TypeVar("Model", bound=eqx.Module)
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,9 @@ def load(
     **Arguments:**
 
     - `model_class`: the class of the model, such as `BertModel`.
-    - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
+    - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub. The weights
+        in it may be in safetensors, PyTorch's, Flax's or TensorFlow 1's format. Where there are
+        several, or their file has an unusual name, the path of that file.
     - `dtype`: what floating-point arrays become; float32 if None, and what the checkpoint has if
         "auto".
     - `key`: a PRNG key to draw arrays that the checkpoint lacks, such as a new head's. Without one,
@@ -126,53 +126,6 @@ def _without_provenance(config: BertConfig) -> BertConfig:
 _PROVENANCE = ("_name_or_path", "transformers_version")
 
 
-def read_weights(location: Location) -> dict[str, LazyTensor]:
-    """The arrays of a checkpoint by name, none of them read yet.
-
-    **Raises:** `FileNotFoundError` if there are no weights, or shards are missing; `ValueError` if
-    a file is damaged, or the index names files outside the folder or arrays that are not there.
-    """
-    weights = location.find(WEIGHTS)
-    if weights is not None:
-        return read_safetensors(weights)
-    index = location.find(INDEX)
-    if index is None:
-        location.require(WEIGHTS, f"nor {INDEX}; the model's weights are read from either")
-        raise AssertionError  # require() has raised
-    return _read_shards(location, _weight_map(index))
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """The index's table of which shard holds which array."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not an index of weights: {error!r}.") from error
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index}: weight_map is a {type(weight_map).__name__}, not an object.")
-    for shard in weight_map.values():
-        if not (isinstance(shard, str) and is_inside(shard)):
-            raise ValueError(f"{index} names {shard!r}, which is not a file in its folder.")
-    return weight_map
-
-
-def _read_shards(location: Location, weight_map: Mapping[str, str]) -> dict[str, LazyTensor]:
-    shards = {shard: location.find(shard) for shard in dict.fromkeys(weight_map.values())}
-    absent = [shard for shard, path in shards.items() if path is None]
-    if absent:
-        raise FileNotFoundError(
-            f"{location}: {INDEX} names files that are not there: {', '.join(absent)}. The "
-            "checkpoint is incomplete; fetch it again."
-        )
-    tensors = {shard: read_safetensors(path) for shard, path in shards.items() if path is not None}
-    lost = [name for name, shard in weight_map.items() if name not in tensors[shard]]
-    if lost:
-        raise ValueError(
-            f"{location}: {INDEX} promises {', '.join(lost)}, which the shards it names lack."
-        )
-    return {name: tensors[shard][name] for name, shard in weight_map.items()}
-
-
 def _split_changes(
     model_class: type[eqx.Module], config: BertConfig, changes: dict[str, Any]
 ) -> tuple[BertConfig, dict[str, Any]]:
@@ -217,7 +170,7 @@ def write_model(model: Any, folder: Path, *, max_shard_size: int | str = "5GB") 
     if problems := quantised({name: LazyTensor.of(array) for name, array in state.items()}):
         raise CheckpointError(problems[0])
     write_weights(state, folder, max_shard_size=max_shard_size)
-    config = model.config.replace(architectures=(type(model).__name__,))
+    config = model.config.replace(architectures=(architecture(type(model).__name__),))
     write_config(config, state, folder)
 
 
@@ -226,43 +179,3 @@ def write_config(config: BertConfig, state: Mapping[str, np.ndarray], folder: Pa
     dtypes = {array.dtype.name for array in state.values()}
     config = config.replace(dtype=dtypes.pop() if len(dtypes) == 1 else None)
     (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-
-
-def _bytes(size: int | str) -> int:
-    if isinstance(size, int) and size > 0:
-        return size
-    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", str(size))
-    if match is None:
-        raise ValueError(f"max_shard_size must be bytes or a text like '5GB', got {size!r}.")
-    return int(match.group(1)) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match.group(2)]
-
-
-def _split_into_shards(state: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
-    """The arrays in order, as many in each shard as fit, but at least one."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    room = limit
-    for name, array in state.items():
-        if array.nbytes > room and shards[-1]:
-            shards.append({})
-            room = limit
-        shards[-1][name] = array
-        room -= array.nbytes
-    return shards
-
-
-def write_weights(
-    state: dict[str, np.ndarray], folder: Path, *, max_shard_size: int | str = "5GB"
-) -> None:
-    """Writes arrays to one file, or to several and an index where they are too large for one."""
-    shards = _split_into_shards(state, _bytes(max_shard_size))
-    if len(shards) == 1:
-        write_safetensors(folder / WEIGHTS, shards[0])
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / name, shard)
-        weight_map |= dict.fromkeys(shard, name)
-    total = sum(array.nbytes for shard in shards for array in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,10 @@ class CheckpointError(ValueError):
     """A checkpoint does not fit the model it was to fill. The message lists every problem."""
 
 
+# Of each kind, the names that are printed; optimizers leave hundreds to ignore.
+_SHOWN = 40
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
     """The fate of every name in a checkpoint and of every array in the model."""
@@ -23,6 +27,12 @@ class LoadReport:
     ignored: tuple[str, ...]
     """Names of buffers and of leftovers from training, which hold nothing of a model."""
 
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name in the checkpoint -> name in the model of the array that it repeats, since the two are
+    tied: the decoder's, which is that of the word embeddings.
+    """
+    overridden: tuple[str, ...] = ()
+    """Those of the tied whose values were others, and were not used."""
     not_finite: tuple[str, ...] = ()
     """Names of the model's arrays that hold NaN or infinity, in the dtype that was asked for."""
 
@@ -33,6 +43,10 @@ class LoadReport:
             parts.append(f"drawn anew: {len(self.initialized)}")
         if self.unexpected:
             parts.append(f"in the checkpoint, but not used by this model: {len(self.unexpected)}")
+        if self.tied:
+            parts.append(f"tied to others: {len(self.tied)}")
+        if self.overridden:
+            parts.append(f"of these, not equal and not used: {len(self.overridden)}")
         if self.ignored:
             parts.append(f"buffers ignored: {len(self.ignored)}")
         if self.not_finite:
@@ -44,11 +58,15 @@ class LoadReport:
         for title, names in (
             ("drawn anew", self.initialized),
             ("not used by this model", self.unexpected),
+            ("tied to others", tuple(self.tied)),
+            ("not equal to what they are tied to, and not used", self.overridden),
             ("ignored", self.ignored),
             ("with NaN or infinity", self.not_finite),
         ):
             if names:
-                lines += [f"{title}:", *(f"  {self._with_shapes(name)}" for name in names)]
+                lines += [f"{title}:", *(f"  {self._with_shapes(name)}" for name in names[:_SHOWN])]
+            if len(names) > _SHOWN:
+                lines.append(f"  ... and {len(names) - _SHOWN} more")
         return "\n".join(lines)
 
     def _with_shapes(self, name: str) -> str:

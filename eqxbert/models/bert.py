@@ -1,17 +1,20 @@
 """`BertModel`: embeddings, encoder and pooler, without a head."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..config import BertConfig
-from ..nn import Linear, split_key
+from ..nn import Embedding, Linear, split_key
 from ..outputs import BertModelOutput
 from .embeddings import Embeddings
 from .encoder import Encoder
 from .inputs import (
+    AttentionMask,
     attention_mask_for_scores,
     check_array,
     check_broadcasts,
@@ -47,7 +50,7 @@ class BertModel(PretrainedModel):
     embeddings: Embeddings
     encoder: Encoder
     pooler: Pooler | None
-    config: BertConfig = eqx.field(static=True)
+    config: BertConfig = eqx.field(static=True)  # pyright: ignore[reportGeneralTypeIssues]
 
     def __init__(self, config: BertConfig, *, add_pooling_layer: bool = True, key: PRNGKeyArray):
         """A model with new weights: normally distributed with standard deviation
@@ -74,12 +77,17 @@ class BertModel(PretrainedModel):
         self.pooler = Pooler(config, key=pooler_key) if add_pooling_layer else None
         self.config = config
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"add_pooling_layer": self.pooler is not None}
+
+    def get_input_embeddings(self) -> Embedding:
+        return self.embeddings.word
+
     def __call__(
         self,
         input_ids: Int[Array | np.ndarray, "*batch seq"] | None = None,
-        attention_mask: Bool[Array | np.ndarray, "..."]
-        | Int[Array | np.ndarray, "..."]
-        | None = None,
+        attention_mask: AttentionMask = None,
         token_type_ids: Int[Array | np.ndarray, "*batch seq"] | None = None,
         position_ids: Int[Array | np.ndarray, "*#batch seq"] | None = None,
         *,
@@ -99,7 +107,7 @@ class BertModel(PretrainedModel):
         - `token_type_ids`: 0 for the first part of the input, 1 for the second; all 0 if None.
         - `position_ids`: the position of each token; 0, 1, 2, ... if None.
         - `head_mask`: a factor for the attention weights of each head of each layer, 0 to switch a
-            head off. Differentiable.
+            head off. Differentiable. (A head that has been pruned keeps its place here.)
         - `inputs_embeds`: word embeddings, in place of `input_ids`.
         - `output_hidden_states`, `output_attentions`: whether `out.hidden_states` and
             `out.attentions` are returned; as the configuration says if None.
@@ -130,7 +138,6 @@ class BertModel(PretrainedModel):
             shape = (len(self.encoder.layers), config.num_attention_heads)
             check_array("head_mask", head_mask, np.floating, "floats")
             check_shape("head_mask", head_mask, shape)
-            head_mask = jnp.asarray(head_mask)
 
         x = self.embeddings(
             words,
@@ -142,7 +149,7 @@ class BertModel(PretrainedModel):
         encoded = self.encoder(
             x,
             attention_mask_for_scores(attention_mask, batch_seq, causal=config.is_decoder),
-            head_mask=head_mask,
+            head_mask=None if head_mask is None else self._by_layer(jnp.asarray(head_mask)),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             key=encoder_key,
@@ -178,6 +185,13 @@ class BertModel(PretrainedModel):
         if input_ids.ndim == 0:
             raise ValueError("input_ids is a single number, expected shape (*batch, seq).")
         return self.embeddings.word(input_ids)
+
+    def _by_layer(self, head_mask: Float[Array, "layers heads"]) -> tuple[Float[Array, "_"], ...]:
+        """The rows of the mask without the heads that have been pruned."""
+        return tuple(
+            row[np.asarray(self.config.kept_heads(i))] if i in self.config.pruned_heads else row
+            for i, row in enumerate(head_mask)
+        )
 
     def _check_positions(self, seq: int) -> None:
         limit = self.config.max_position_embeddings

@@ -6,15 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..config import BertConfig
-from ..nn import (
-    Attention,
-    LayerNorm,
-    Linear,
-    accumulation_dtype,
-    dropout,
-    get_activation,
-    split_key,
-)
+from ..nn import Activation, Attention, LayerNorm, Linear, dropout, split_key
 from ..outputs import EncoderOutput
 
 
@@ -23,10 +15,9 @@ class FeedForward(eqx.Module):
 
     intermediate: Linear
     output: Linear
-    activation: str = eqx.field(static=True)
+    activation: Activation
 
     def __init__(self, config: BertConfig, *, key: PRNGKeyArray):
-        get_activation(config.hidden_act)  # an unknown name is better refused here than when called
         intermediate_key, output_key = jax.random.split(key)
         hidden, intermediate = config.hidden_size, config.intermediate_size
         init = config.initializer_range
@@ -34,13 +25,10 @@ class FeedForward(eqx.Module):
             hidden, intermediate, initializer_range=init, key=intermediate_key
         )
         self.output = Linear(intermediate, hidden, initializer_range=init, key=output_key)
-        self.activation = config.hidden_act
+        self.activation = Activation(config.hidden_act)
 
     def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
-        y = self.intermediate(x)
-        # In at least float32: in bfloat16, `1 + erf(y)` loses its digits where erf(y) is near -1.
-        y = get_activation(self.activation)(y.astype(accumulation_dtype(y))).astype(y.dtype)
-        return self.output(y)
+        return self.output(self.activation(self.intermediate(x)))
 
 
 class EncoderLayer(eqx.Module):
@@ -55,11 +43,13 @@ class EncoderLayer(eqx.Module):
     dropout_rate: float = eqx.field(static=True)
     chunk_size: int = eqx.field(static=True)
 
-    def __init__(self, config: BertConfig, *, key: PRNGKeyArray):
+    def __init__(self, config: BertConfig, *, num_heads: int | None = None, key: PRNGKeyArray):
+        """`num_heads` is smaller than the configuration's where heads have been pruned."""
         attention_key, feed_forward_key = jax.random.split(key)
         self.attention = Attention(
             config.hidden_size,
-            config.num_attention_heads,
+            config.num_attention_heads if num_heads is None else num_heads,
+            head_size=config.head_size,
             dropout_rate=config.attention_probs_dropout_prob,
             position_type=config.position_embedding_type,
             max_positions=config.max_position_embeddings,
@@ -120,14 +110,17 @@ class Encoder(eqx.Module):
 
     def __init__(self, config: BertConfig, *, key: PRNGKeyArray):
         keys = jax.random.split(key, config.num_hidden_layers)
-        self.layers = tuple(EncoderLayer(config, key=key) for key in keys)
+        self.layers = tuple(
+            EncoderLayer(config, num_heads=len(config.kept_heads(i)), key=key)
+            for i, key in enumerate(keys)
+        )
 
     def __call__(
         self,
         x: Float[Array, "*batch seq hidden"],
         mask: Bool[Array, "..."] | None = None,
         *,
-        head_mask: Float[Array, "layers heads"] | None = None,
+        head_mask: tuple[Float[Array, "_"], ...] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         key: PRNGKeyArray | None = None,
@@ -137,7 +130,7 @@ class Encoder(eqx.Module):
         - `x`: the embeddings.
         - `mask`: True where a query may attend to a key; broadcastable to
             `(*batch, heads, seq, seq)`.
-        - `head_mask`: a factor for each head of each layer.
+        - `head_mask`: for each layer, a factor for each of its heads.
         - `output_hidden_states`, `output_attentions`: what else is returned.
         - `key`: a PRNG key for dropout; without one there is none.
         """

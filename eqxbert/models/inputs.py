@@ -1,14 +1,26 @@
 """Checks of what is given to a model, and its conversion to what the encoder works with."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ..nn import align_trailing, causal_mask, key_mask, pair_mask
+from ..nn import IGNORED_LABEL, align_trailing, causal_mask, key_mask, pair_mask
+
+AttentionMask = Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | None
+"""Of shape `(*batch, seq)` or `(*batch, seq, seq)`; see `BertModel`."""
+
+
+class BertOptions(TypedDict, total=False):
+    """Arguments of `BertModel` that the models with a head hand on to it. It describes them."""
+
+    head_mask: Float[Array | np.ndarray, "layers heads"] | None
+    inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None
+    output_hidden_states: bool | None
+    output_attentions: bool | None
 
 
 def check_array(name: str, array: Any, kind: type, what: str) -> None:
@@ -47,6 +59,28 @@ def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
         )
 
 
+def check_labels(
+    name: str, labels: Any, limit: int, limit_name: str, shape: tuple[int, ...]
+) -> None:
+    """Checks that `labels` are integers of this `shape`, each from 0 up to, but not including,
+    `limit`, or -100 where there is none. Values are checked as by `check_ids`.
+
+    **Raises:** `ValueError` that names the argument, what it is and what was expected.
+    """
+    check_array(name, labels, np.integer, "integers")
+    check_shape(name, labels, shape)
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)
+    wrong = values[((values < 0) | (values >= limit)) & (values != IGNORED_LABEL)]
+    if wrong.size:
+        raise ValueError(
+            f"{name} contains {wrong.flat[0]}, but valid labels are 0 to {limit - 1} ({limit_name} "
+            f"is {limit}), and {IGNORED_LABEL} for what has no label. {wrong.size} of "
+            f"{values.size} labels are out of range."
+        )
+
+
 def check_shape(name: str, array: Any, *expected: tuple[int, ...]) -> None:
     """Checks that `array` has one of the `expected` shapes.
 
@@ -74,7 +108,7 @@ def check_broadcasts(name: str, array: Any, to: tuple[int, ...]) -> None:
 
 
 def attention_mask_for_scores(
-    attention_mask: Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | None,
+    attention_mask: AttentionMask,
     batch_seq: tuple[int, ...],
     *,
     causal: bool,

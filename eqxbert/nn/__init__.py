@@ -15,6 +15,12 @@ from .attention import (
 from .dropout import dropout as dropout, split_key as split_key
 from .embedding import Embedding as Embedding
 from .linear import Linear as Linear
+from .loss import (
+    IGNORED_LABEL as IGNORED_LABEL,
+    binary_cross_entropy as binary_cross_entropy,
+    cross_entropy as cross_entropy,
+    mean_squared_error as mean_squared_error,
+)
 from .mask import causal_mask as causal_mask, key_mask as key_mask, pair_mask as pair_mask
 from .normalization import LayerNorm as LayerNorm
 from .numerics import (

@@ -8,12 +8,15 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
+from .numerics import accumulation_dtype
+
+Function = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -74,7 +77,7 @@ def linear(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x
 
 
-ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+ACTIVATIONS: Mapping[str, Function] = MappingProxyType(
     {
         "gelu": gelu,
         "gelu_10": gelu_clipped,
@@ -101,21 +104,71 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     }
 )
 
-_LEARNED = ("prelu", "xielu")
 
+def get_activation(name: str) -> Function:
+    """The function that transformers knows as `name`.
 
-def get_activation(name: str) -> Activation:
-    """The activation that transformers knows as `name`.
-
-    **Raises:** `ValueError` for an unknown name, and for the ones that carry trained parameters
-    ("prelu", "xielu").
+    **Raises:** `ValueError` for an unknown name, and for the ones that have trained parameters,
+    which only an `Activation` has a place for.
     """
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
     known = f"Known are: {', '.join(ACTIVATIONS)}."
-    if name in _LEARNED:
-        raise ValueError(
-            f"The activation {name!r} has parameters of its own, which eqxbert does not read. "
-            f"{known}"
-        )
-    raise ValueError(f"Unknown activation {name!r}. {known}")
+    if name in _TRAINED:
+        raise ValueError(f"The activation {name!r} has trained parameters. {known}")
+    raise ValueError(f"Unknown activation {name!r}. {known} {', '.join(_TRAINED)}.")
+
+
+def prelu(x: Float[Array, "*shape"], *, weight: Float[Array, " one"]) -> Float[Array, "*shape"]:
+    """`x` where positive, `weight * x` elsewhere ([He et
+    al., 2015](https://arxiv.org/abs/1502.01852)).
+    """
+    return jnp.where(x > 0, x, weight[0] * x)
+
+
+def xielu(
+    x: Float[Array, "*shape"], *, alpha_p: Float[Array, " one"], alpha_n: Float[Array, " one"]
+) -> Float[Array, "*shape"]:
+    """A quadratic where positive, an exponential elsewhere, with trained curvatures ([Huang &
+    Schlag, 2024](https://arxiv.org/abs/2411.13010)).
+    """
+    positive = jax.nn.softplus(alpha_p[0]) * x * x
+    # The derivative of the exponential's side is taken short of 0, where it belongs to the other.
+    negative = (_XIELU_SLOPE + jax.nn.softplus(alpha_n[0])) * (jnp.expm1(jnp.minimum(x, -1e-6)) - x)
+    return jnp.where(x > 0, positive, negative) + _XIELU_SLOPE * x
+
+
+_XIELU_SLOPE = 0.5
+
+# The functions with trained parameters, each with what these are at first.
+_TRAINED: Mapping[str, tuple[Callable[..., Float[Array, "*shape"]], Mapping[str, float]]] = {
+    "prelu": (prelu, {"weight": 0.25}),
+    "xielu": (
+        xielu,
+        {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.8 - _XIELU_SLOPE))},
+    ),
+}
+
+
+class Activation(eqx.Module):
+    """The activation that transformers knows as `name`, with its parameters if it has any."""
+
+    name: str = eqx.field(static=True)
+    parameters: dict[str, Float[Array, " one"]]
+
+    def __init__(self, name: str):
+        """**Raises:** `ValueError` for an unknown name."""
+        self.name = name
+        initial = _TRAINED[name][1] if name in _TRAINED else {}
+        self.parameters = {key: jnp.asarray([x], jnp.float32) for key, x in initial.items()}
+        if not initial:
+            get_activation(name)  # an unknown name is better refused here than when called
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Computes in at least float32: in bfloat16, `1 + erf(x)` loses its digits where erf(x) is
+        near -1.
+        """
+        dtype = accumulation_dtype(x)
+        parameters = {key: value.astype(dtype) for key, value in self.parameters.items()}
+        function = _TRAINED[self.name][0] if parameters else get_activation(self.name)
+        return function(x.astype(dtype), **parameters).astype(x.dtype)

@@ -143,6 +143,7 @@ class Attention(eqx.Module):
         hidden_size: int,
         num_heads: int,
         *,
+        head_size: int | None = None,
         dropout_rate: float = 0.0,
         position_type: str = "absolute",
         max_positions: int | None = None,
@@ -151,8 +152,9 @@ class Attention(eqx.Module):
     ):
         """**Arguments:**
 
-        - `hidden_size`: the size of input and output; `num_heads` must divide it.
+        - `hidden_size`: the size of input and output.
         - `num_heads`: the number of heads.
+        - `head_size`: the size of each; `hidden_size // num_heads` if None, without a remainder.
         - `dropout_rate`: the probability with which an attention weight is dropped in training.
         - `position_type`: "absolute" if positions are embedded in the input. With "relative_key"
             the scores also see an embedding of the distance between query and key, from the query's
@@ -165,7 +167,7 @@ class Attention(eqx.Module):
         **Raises:** `ValueError` if `num_heads` does not divide `hidden_size`, for an unknown
         `position_type`, and for a relative one without `max_positions`.
         """
-        if hidden_size % num_heads != 0:
+        if head_size is None and hidden_size % num_heads != 0:
             raise ValueError(
                 f"hidden_size ({hidden_size}) must be a multiple of num_heads ({num_heads}); the "
                 f"remainder is {hidden_size % num_heads}."
@@ -176,14 +178,12 @@ class Attention(eqx.Module):
                 "relative_key_query."
             )
         query_key, key_key, value_key, output_key, distance_key = jax.random.split(key, 5)
-
-        def linear(key: PRNGKeyArray) -> Linear:
-            return Linear(hidden_size, hidden_size, initializer_range=initializer_range, key=key)
-
-        self.query = linear(query_key)
-        self.key = linear(key_key)
-        self.value = linear(value_key)
-        self.output = linear(output_key)
+        head_size = head_size or hidden_size // num_heads
+        inner_size, init = num_heads * head_size, initializer_range
+        self.query = Linear(hidden_size, inner_size, initializer_range=init, key=query_key)
+        self.key = Linear(hidden_size, inner_size, initializer_range=init, key=key_key)
+        self.value = Linear(hidden_size, inner_size, initializer_range=init, key=value_key)
+        self.output = Linear(inner_size, hidden_size, initializer_range=init, key=output_key)
         if position_type == "absolute":
             self.distance = None
         elif max_positions is None:
@@ -193,7 +193,7 @@ class Attention(eqx.Module):
         else:
             self.distance = Embedding(
                 2 * max_positions - 1,
-                hidden_size // num_heads,
+                head_size,
                 initializer_range=initializer_range,
                 key=distance_key,
             )
@@ -240,7 +240,8 @@ class Attention(eqx.Module):
             key=key,
             return_weights=return_weights,
         )
-        return self.output(jnp.reshape(context, x.shape)), weights
+        *batch_seq, heads, head_size = context.shape
+        return self.output(jnp.reshape(context, (*batch_seq, heads * head_size))), weights
 
     def _split_heads(
         self, x: Float[Array, "*batch seq hidden"]

@@ -14,9 +14,11 @@ from jaxtyping import DTypeLike
 
 from .. import convert
 from ..config import BertConfig
-from ..convert.containers import read_safetensors, write_safetensors
+from ..convert.containers import write_safetensors
+from ..convert.matching import named_arrays
 from ..convert.pretrained import write_model
-from ..convert.state_dict import fill, named_arrays
+from ..convert.state_dict import fill
+from ..convert.weights import read_weights
 from ..files import Location, read_json
 from ..models import BertModel
 from ..nn import get_activation
@@ -171,10 +173,7 @@ def _read_dense(location: Location, dtype: DTypeLike | None) -> Dense:
         use_residual=values.get("use_residual", False),
         key=jax.random.key(0),
     )
-    tensors = read_safetensors(
-        location.require("model.safetensors", "the weights of the Dense module")
-    )
-    return fill(skeleton, tensors, dtype=dtype)[0]
+    return fill(skeleton, read_weights(location), dtype=dtype)[0]
 
 
 def _refuse_other_inputs(location: Location, values: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ BAD = {
     "no weights": (
         call("friend/empty"),
         "FileNotFoundError",
-        ["friend/empty has no model.safetensors, nor model.safetensors.index.json"],
+        ["friend/empty has no model.safetensors, nor pytorch_model.bin"],
     ),
     "a shard is missing": (
         call("friend/incomplete"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convert.checkpoints import write_checkpoint, write_config
+from convert.checkpoints import assert_same_arrays, write_checkpoint, write_config
 
 import eqxbert
 from eqxbert.convert import load
@@ -35,10 +35,15 @@ def test_what_the_hub_does_not_allow_as_a_name(name: str) -> None:
         from_folder(name)
 
 
-def test_a_file_in_place_of_a_folder(tmp_path: Path, tiny_state: Any) -> None:
+def test_the_path_of_the_weights_stands_for_their_folder(tmp_path: Path, tiny_state: Any) -> None:
     path = write_checkpoint(tmp_path, tiny_state) / "model.safetensors"
-    with pytest.raises(NotADirectoryError, match=r"is a file\. Give the folder that holds it"):
-        from_folder(path)
+    assert_same_arrays(eqxbert.BertModel.from_pretrained(path), tiny_state)
+
+
+def test_the_path_of_another_file(tmp_path: Path, tiny_state: Any) -> None:
+    path = write_checkpoint(tmp_path, tiny_state) / "config.json"
+    with pytest.raises(ValueError, match=r"config\.json .* begins with b'\{"):
+        eqxbert.BertModel.from_pretrained(path)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -54,10 +59,10 @@ def test_a_subfolder_that_is_not_there(tmp_path: Path, tiny_state: Any) -> None:
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:
     write_config(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError) as caught:
         from_folder(tmp_path)
-    for part in ("no model.safetensors", INDEX, "It has config.json, pytorch_model.bin."):
+    for part in ("no model.safetensors", "pytorch_model.bin", "It has config.json, weights.bin."):
         assert part in str(caught.value)
 
 
@@ -100,7 +105,8 @@ def test_a_configuration_that_is_none(
         ({"feed_forward_type": "glu"}, "other mathematics"),
         ({"alibi_starting_size": 512}, "other mathematics"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
-        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"pruned_heads": {"0": [3]}}, r"names heads \(3,\) of layer 0; there are 3"),
+        ({"pruned_heads": {"x": [1]}}, "keys of pruned_heads must be numbers"),
         ({"hidden_act": "relu6x"}, "relu6x"),
         ({"num_attention_heads": 5}, r"hidden_size \(12\) must be a multiple"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
@@ -110,7 +116,7 @@ def test_a_configuration_that_is_none(
         ({"pad_token_id": 33}, r"pad_token_id \(33\) must be an id"),
         ({"num_labels": 3, "id2label": {"0": "a"}}, "num_labels is 3, but id2label has 1"),
         ({"id2label": {"0": "a", "2": "b"}}, "must number its labels 0, 1, 2"),
-        ({"id2label": {"a": "b"}}, "id2label must map numbers to names"),
+        ({"id2label": {"a": "b"}}, "keys of id2label must be numbers"),
         ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
         ({"add_cross_attention": True}, "add_cross_attention"),
     ],

@@ -15,7 +15,7 @@ from eqxbert.convert import save
 from eqxbert.convert.containers import write_safetensors
 
 SIZES = {"single": "5GB", "sharded": "10KB"}
-WRITER = "eqxbert.convert.pretrained.write_safetensors"
+WRITER = "eqxbert.convert.weights.write_safetensors"
 
 
 def reloaded(folder: Path) -> eqxbert.BertModel:
@@ -98,9 +98,9 @@ KILLED = """
 import os, signal
 from pathlib import Path
 import eqxbert, jax
-import eqxbert.convert.pretrained as pretrained
+import eqxbert.convert.weights as weights
 
-write, count = pretrained.write_safetensors, 0
+write, count = weights.write_safetensors, 0
 
 def write_and_die(path, tensors):
     global count
@@ -110,7 +110,7 @@ def write_and_die(path, tensors):
         path.write_bytes(path.read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
 
-pretrained.write_safetensors = write_and_die
+weights.write_safetensors = write_and_die
 model = eqxbert.BertModel.from_pretrained({folder!r})
 model = jax.tree.map(lambda array: array + 1, model)
 model.save_pretrained({folder!r}, max_shard_size={size!r})

@@ -14,7 +14,7 @@ from convert.checkpoints import assert_same_arrays, write_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import eqxbert
-from eqxbert.convert.containers import read_safetensors, write_safetensors
+from eqxbert.convert.containers.safetensors import read_safetensors, write_safetensors
 
 DTYPES = [
     np.float64,
@@ -69,8 +69,14 @@ DAMAGES = {
     "a pointer of git-lfs": lambda path: path.write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 440449768\n"
     ),
-    "a pickle": lambda path: torch.save({"a": torch.zeros(2)}, path),
 }
+
+
+_REASONS = (
+    "is not a valid safetensors file|is empty|is a web page|not the file of weights but git"
+)
+    "is not a valid safetensors file|is empty|is a web page|not the file of weights but git's"
+)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -79,7 +85,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, tiny_state: Any, dama
     path = tmp_path / "model.safetensors"
     DAMAGES[damage](path)
     size = f"{path.stat().st_size:,} bytes"
-    with pytest.raises(ValueError, match="is not a valid safetensors file") as caught:
+    with pytest.raises(ValueError, match=_REASONS) as caught:
         eqxbert.BertModel.from_pretrained(tmp_path)
     assert str(path) in str(caught.value)
     assert size in str(caught.value)

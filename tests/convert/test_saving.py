@@ -14,7 +14,7 @@ from convert.checkpoints import arrays_in, assert_same_arrays, contents, new_mod
 
 import eqxbert
 from eqxbert.convert import CheckpointError, save
-from eqxbert.convert.containers import read_safetensors
+from eqxbert.convert.containers.safetensors import read_safetensors
 
 INDEX = "model.safetensors.index.json"
 SIZES = {"single": "5GB", "sharded": "10KB"}

@@ -36,13 +36,13 @@ def test_shards_may_lie_in_a_folder_within(tmp_path: Path, tiny_state: Any) -> N
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "is not an index of weights"),
-        ("", "is not an index of weights"),
-        ("null", "is not an index of weights"),
-        ("[]", "is not an index of weights"),
-        ('{"metadata": {}}', "is not an index of weights.*weight_map"),
-        ('{"weight_map": null}', "weight_map is a NoneType, not an object"),
-        ('{"weight_map": ["a"]}', "weight_map is a list, not an object"),
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ("null", "holds a JSON NoneType, not an object"),
+        ("[]", "holds a JSON list, not an object"),
+        ('{"metadata": {}}', "weight_map is None, not an object"),
+        ('{"weight_map": null}', "weight_map is None, not an object"),
+        ('{"weight_map": ["a"]}', r"weight_map is \['a'\], not an object"),
         ('{"weight_map": {"a": 1}}', "names 1, which is not a file in its folder"),
         ('{"weight_map": {"a": null}}', "names None, which is not a file in its folder"),
     ],
@@ -58,7 +58,7 @@ def test_a_bad_index_is_refused(tmp_path: Path, tiny_state: Any, index: str, mes
 def test_an_index_that_is_not_text_is_refused(tmp_path: Path, tiny_state: Any) -> None:
     write_sharded(tmp_path, tiny_state)
     (tmp_path / INDEX).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not an index of weights"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         from_folder(tmp_path)
 
 

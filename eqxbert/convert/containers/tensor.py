@@ -22,6 +22,10 @@ class LazyTensor(NamedTuple):
         dtype = str(array.dtype).removeprefix("torch.")
         return cls(tuple(array.shape), dtype, lambda: _as_numpy(array))
 
+    def transposed(self) -> "LazyTensor":
+        """The same array with its axes in reverse order."""
+        return LazyTensor(self.shape[::-1], self.dtype, lambda: self.read().T)
+
 
 def _as_numpy(array: Any) -> np.ndarray:
     if hasattr(array, "detach"):  # PyTorch's
