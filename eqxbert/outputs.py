@@ -1,7 +1,9 @@
 """What the models return: modules with named, typed fields."""
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from .nn import KVCache
 
 
 class ModelOutput(eqx.Module):
@@ -40,16 +42,42 @@ class ModelOutput(eqx.Module):
         raise KeyError(f"{index!r}; the fields are {', '.join(type(self).__dataclass_fields__)}")
 
 
+class DecoderCache(eqx.Module):
+    """What a decoder keeps of the tokens it has seen, in a fixed number of slots.
+
+    A call fills the next `seq` slots of every row, those of padding included: these are not
+    `valid`, and nothing attends to them. So rows of any lengths, padded on either side, decode as
+    if each were alone.
+
+    - `layers`: keys and values of each layer.
+    - `valid`: which slots hold tokens that may be attended to.
+    - `positions`: the position of the token in each slot.
+    - `length`: how many slots are filled.
+    - `cross`: keys and values of an encoder's output in each layer, once they have been computed.
+    - `cross_mask`: which of these may be attended to, if not all.
+    """
+
+    layers: tuple[KVCache, ...]
+    valid: Bool[Array, "*batch slots"]
+    positions: Int[Array, "*batch slots"]
+    length: Int[Array, ""]
+    cross: tuple[KVCache, ...] | None = None
+    cross_mask: Bool[Array, "*batch encoder_seq"] | None = None
+
+
 class EncoderOutput(ModelOutput):
     """What the stack of layers returns.
 
     - `hidden_states`: the input of the first layer and the output of each.
-    - `attentions`: each layer's attention weights, as they were applied.
+    - `attentions`, `cross_attentions`: each layer's attention weights, as they were applied.
+    - `cache`: each layer's, with the new keys and values.
     """
 
     last_hidden_state: Float[Array, "*batch seq hidden"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
-    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
+    cross_attentions: tuple[Float[Array, "*batch _heads seq encoder_seq"], ...] | None = None
+    cache: tuple[KVCache, ...] | None = None
 
 
 class BertModelOutput(ModelOutput):
@@ -58,13 +86,17 @@ class BertModelOutput(ModelOutput):
     - `last_hidden_state`: one vector for each token.
     - `pooler_output`: one vector for each sequence, if the model has a pooler.
     - `hidden_states`: the embeddings and the output of each layer, if asked for.
-    - `attentions`: each layer's attention weights, as they were applied, if asked for.
+    - `cache`: with the new tokens, if there was one.
+    - `attentions`, `cross_attentions`: each layer's attention weights, as they were applied, if
+        asked for.
     """
 
     last_hidden_state: Float[Array, "*batch seq hidden"]
     pooler_output: Float[Array, "*batch hidden"] | None = None
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
-    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+    cache: DecoderCache | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
+    cross_attentions: tuple[Float[Array, "*batch _heads seq encoder_seq"], ...] | None = None
 
 
 class BertForPreTrainingOutput(ModelOutput):
@@ -89,12 +121,38 @@ class MaskedLMOutput(ModelOutput):
 
 
 class CausalLMOutput(ModelOutput):
-    """What `BertForCausalLM` returns: for each token, the word that follows it."""
+    """What `BertForCausalLM` returns: for each token, the word that follows it.
+
+    - `cache`: with the new tokens, if there was one.
+    """
 
     loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch seq vocab"] | None = None
+    logits: Float[Array, "*batch tokens vocab"] | None = None
+    cache: DecoderCache | None = None
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
-    attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
+    attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
+    cross_attentions: tuple[Float[Array, "*batch _heads seq encoder_seq"], ...] | None = None
+
+
+class Seq2SeqLMOutput(ModelOutput):
+    """What `EncoderDecoderModel` returns: for each token of the decoder, the word that follows it.
+
+    - `encoder_last_hidden_state`: what the decoder attended to.
+    """
+
+    loss: Float[Array, ""] | None = None
+    logits: Float[Array, "*batch tokens vocab"] | None = None
+    cache: DecoderCache | None = None
+    decoder_hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
+    decoder_attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
+    cross_attentions: tuple[Float[Array, "*batch _heads seq encoder_seq"], ...] | None = None
+    encoder_last_hidden_state: Float[Array, "*batch encoder_seq encoder_hidden"] | None = None
+    encoder_hidden_states: tuple[Float[Array, "*batch encoder_seq encoder_hidden"], ...] | None = (
+        None
+    )
+    encoder_attentions: tuple[Float[Array, "*batch _heads encoder_seq encoder_seq"], ...] | None = (
+        None
+    )
 
 
 class NextSentencePredictorOutput(ModelOutput):

@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import BertConfig
-from ..nn import Embedding, Linear, split_key
-from ..outputs import BertModelOutput
+from ..nn import Embedding, KVCache, Linear, key_mask, split_key
+from ..outputs import BertModelOutput, DecoderCache
+from .cache import advance, check_room, empty_cache, is_overflowing, next_positions, poison
 from .embeddings import Embeddings
 from .encoder import Encoder
 from .inputs import (
@@ -19,6 +20,7 @@ from .inputs import (
     check_array,
     check_broadcasts,
     check_ids,
+    check_mask,
     check_shape,
 )
 from .pretrained import PretrainedModel
@@ -69,8 +71,6 @@ class BertModel(PretrainedModel):
                 f"config must be a BertConfig, got {type(config).__name__}; there are "
                 "BertConfig.from_dict and BertConfig.from_pretrained."
             )
-        if config.add_cross_attention:
-            raise ValueError("add_cross_attention is True, but cross-attention is not supported.")
         embeddings_key, encoder_key, pooler_key = jax.random.split(key, 3)
         self.embeddings = Embeddings(config, key=embeddings_key)
         self.encoder = Encoder(config, key=encoder_key)
@@ -93,6 +93,10 @@ class BertModel(PretrainedModel):
         *,
         head_mask: Float[Array | np.ndarray, "layers heads"] | None = None,
         inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None = None,
+        encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"]
+        | None = None,
+        encoder_attention_mask: AttentionMask = None,
+        cache: DecoderCache | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -109,13 +113,22 @@ class BertModel(PretrainedModel):
         - `head_mask`: a factor for the attention weights of each head of each layer, 0 to switch a
             head off. Differentiable. (A head that has been pruned keeps its place here.)
         - `inputs_embeds`: word embeddings, in place of `input_ids`.
+        - `encoder_hidden_states`: an encoder's output, for a model with cross-attention
+            (`config.add_cross_attention`). Without it, cross-attention is left out, unless the
+            cache has the keys and values of an earlier call.
+        - `encoder_attention_mask`: which of the encoder's tokens may be attended to, of shape
+            `(*batch, encoder_seq)`.
+        - `cache`: of a decoder (`init_cache`, or an earlier call's `out.cache`). The tokens follow
+            those in it; `attention_mask` is for the new ones alone, of shape `(*batch, seq)`, and
+            `position_ids` count on from those before, padding left out.
         - `output_hidden_states`, `output_attentions`: whether `out.hidden_states` and
             `out.attentions` are returned; as the configuration says if None.
         - `key`: a PRNG key for dropout. Dropout happens if and only if there is one.
 
         **Raises:** `ValueError` if a shape or dtype is wrong, the sequence is longer than
-        `config.max_position_embeddings`, or, outside `jax.jit`, an id is out of range. Inside
-        `jax.jit` an id out of range makes its row NaN.
+        `config.max_position_embeddings`, or, outside `jax.jit`, an id is out of range or the cache
+        overflows. Inside `jax.jit`, an id out of range makes its row NaN, and a cache that
+        overflows all of them.
         """
         config = self.config
         if output_hidden_states is None:
@@ -126,18 +139,35 @@ class BertModel(PretrainedModel):
 
         words = self._embed_words(input_ids, inputs_embeds)
         batch_seq = words.shape[:-1]
-        self._check_positions(batch_seq[-1])
+        self._check_length(batch_seq[-1])
         if token_type_ids is not None:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
             check_shape("token_type_ids", token_type_ids, batch_seq)
         if position_ids is not None:
-            limit = config.max_position_embeddings
-            check_ids("position_ids", position_ids, limit, "max_position_embeddings")
-            check_broadcasts("position_ids", position_ids, batch_seq)
+            self._check_positions(position_ids, batch_seq)
         if head_mask is not None:
             shape = (len(self.encoder.layers), config.num_attention_heads)
             check_array("head_mask", head_mask, np.floating, "floats")
             check_shape("head_mask", head_mask, shape)
+            head_mask = jnp.asarray(head_mask)
+        cross, cross_mask = self._cross(
+            encoder_hidden_states, encoder_attention_mask, cache, batch_seq[:-1]
+        )
+
+        layer_caches = None
+        if cache is None:
+            mask = attention_mask_for_scores(attention_mask, batch_seq, causal=config.is_decoder)
+        else:
+            self._check_cache(cache, batch_seq)
+            may_attend = check_mask("attention_mask", attention_mask, batch_seq)
+            may_attend = jnp.ones(batch_seq, bool) if may_attend is None else may_attend
+            if position_ids is None:
+                position_ids = next_positions(cache, may_attend)
+                self._check_positions(position_ids, batch_seq)
+            words = poison(words, self._is_overflowing(cache, position_ids))
+            positions = jnp.broadcast_to(position_ids, batch_seq)
+            cache, place, mask = advance(cache, may_attend, positions)
+            layer_caches = (cache.layers, place)
 
         x = self.embeddings(
             words,
@@ -148,19 +178,103 @@ class BertModel(PretrainedModel):
         )
         encoded = self.encoder(
             x,
-            attention_mask_for_scores(attention_mask, batch_seq, causal=config.is_decoder),
-            head_mask=None if head_mask is None else self._by_layer(jnp.asarray(head_mask)),
+            mask,
+            cache=layer_caches,
+            cross=cross,
+            cross_mask=None if cross_mask is None else key_mask(cross_mask),
+            head_mask=head_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             key=encoder_key,
         )
+        if cache is not None:
+            cache = eqx.tree_at(
+                lambda c: (c.layers, c.cross, c.cross_mask),
+                cache,
+                (encoded.cache, cross, cross_mask),
+                is_leaf=lambda x: x is None,
+            )
         x = encoded.last_hidden_state
         return BertModelOutput(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else self.pooler(x),
             hidden_states=encoded.hidden_states,
+            cache=cache,
             attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
         )
+
+    def init_cache(self, batch: int | tuple[int, ...], max_length: int) -> DecoderCache:
+        """An empty cache for decoding: `model(ids, cache=cache)` returns it, filled, as
+        `out.cache`.
+
+        **Arguments:**
+
+        - `batch`: the shape of the leading axes.
+        - `max_length`: the number of tokens for which there is room in each row, padding included.
+
+        **Raises:** `ValueError` if the model is no decoder, or a size is not positive.
+        """
+        self._check_is_decoder("a cache")
+        batch = (batch,) if isinstance(batch, int) else tuple(batch)
+        if max_length < 1 or any(size < 1 for size in batch):
+            raise ValueError(
+                f"Sizes of a cache must be positive, got batch {batch}, max_length {max_length}."
+            )
+        return empty_cache(self.config, batch, max_length, self.embeddings.word.weight.dtype)
+
+    def _check_is_decoder(self, what: str) -> None:
+        if not self.config.is_decoder:
+            raise ValueError(
+                f"This model is no decoder (is_decoder is False), so there is no use for {what}: "
+                "its tokens also see those to come. Set is_decoder=True."
+            )
+
+    def _check_cache(self, cache: DecoderCache, batch_seq: tuple[int, ...]) -> None:
+        self._check_is_decoder("a cache")
+        if len(cache.layers) != len(self.encoder.layers):
+            raise ValueError(
+                f"The cache is of a model with {len(cache.layers)} layers, this one has "
+                f"{len(self.encoder.layers)}."
+            )
+        check_room(cache, batch_seq)
+
+    def _is_overflowing(
+        self, cache: DecoderCache, position_ids: Int[Array | np.ndarray, "*#batch seq"]
+    ) -> Bool[Array, ""]:
+        """Whether, in a compiled program, slots or positions turn out to be too few."""
+        is_beyond = jnp.any(jnp.asarray(position_ids) >= self.config.max_position_embeddings)
+        return is_overflowing(cache, position_ids.shape[-1]) | is_beyond
+
+    def _cross(
+        self,
+        states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"] | None,
+        mask: AttentionMask,
+        cache: DecoderCache | None,
+        batch: tuple[int, ...],
+    ) -> tuple[tuple[KVCache, ...] | None, Bool[Array, "*batch encoder_seq"] | None]:
+        """Keys and values of the encoder's output for each layer, computed or from the cache, and
+        which may be attended to.
+        """
+        if states is None:
+            if mask is not None:
+                raise ValueError("encoder_attention_mask was given without encoder_hidden_states.")
+            return (None, None) if cache is None else (cache.cross, cache.cross_mask)
+        if not self.config.add_cross_attention:
+            raise ValueError(
+                "encoder_hidden_states was given, but this model has no cross-attention. Set "
+                "is_decoder=True and add_cross_attention=True."
+            )
+        check_array("encoder_hidden_states", states, np.floating, "floats")
+        hidden = self.config.cross_attention_hidden_size or self.config.hidden_size
+        if states.ndim < 2 or states.shape[-1] != hidden or states.shape[:-2] != batch:
+            raise ValueError(
+                f"encoder_hidden_states has shape {tuple(states.shape)}, expected "
+                f"({', '.join(map(str, (*batch, 'encoder_seq', hidden)))})."
+            )
+        cross_mask = check_mask("encoder_attention_mask", mask, states.shape[:-1])
+        states = jnp.asarray(states, self.embeddings.word.weight.dtype)
+        return self.encoder.project_cross(states), cross_mask
 
     def _embed_words(
         self,
@@ -186,14 +300,12 @@ class BertModel(PretrainedModel):
             raise ValueError("input_ids is a single number, expected shape (*batch, seq).")
         return self.embeddings.word(input_ids)
 
-    def _by_layer(self, head_mask: Float[Array, "layers heads"]) -> tuple[Float[Array, "_"], ...]:
-        """The rows of the mask without the heads that have been pruned."""
-        return tuple(
-            row[np.asarray(self.config.kept_heads(i))] if i in self.config.pruned_heads else row
-            for i, row in enumerate(head_mask)
-        )
+    def _check_positions(self, position_ids: object, batch_seq: tuple[int, ...]) -> None:
+        limit = self.config.max_position_embeddings
+        check_ids("position_ids", position_ids, limit, "max_position_embeddings")
+        check_broadcasts("position_ids", position_ids, batch_seq)
 
-    def _check_positions(self, seq: int) -> None:
+    def _check_length(self, seq: int) -> None:
         limit = self.config.max_position_embeddings
         if seq > limit:
             raise ValueError(

@@ -1,13 +1,39 @@
 """The stack of Transformer layers."""
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import BertConfig
-from ..nn import Activation, Attention, LayerNorm, Linear, dropout, split_key
+from ..nn import Activation, Attention, KVCache, LayerNorm, Linear, dropout, split_key
 from ..outputs import EncoderOutput
+
+
+class CachePlace(NamedTuple):
+    """Where in a cache the keys and values of new tokens go.
+
+    - `start`: the slot of the first.
+    - `positions`: the positions of the new tokens, and those of all slots.
+    """
+
+    start: Int[Array, ""]
+    positions: tuple[Int[Array, "*batch seq"], Int[Array, "*batch slots"]]
+
+
+class LayerOutput(NamedTuple):
+    """What a layer returns: its output, the weights of its attentions if asked for, and the cache
+    with the new keys and values if there was one.
+    """
+
+    output: Float[Array, "*batch seq hidden"]
+    weights: Float[Array, "*batch heads seq kv_seq"] | None
+    cross_weights: Float[Array, "*batch heads seq encoder_seq"] | None
+    cache: KVCache | None
 
 
 class FeedForward(eqx.Module):
@@ -32,23 +58,29 @@ class FeedForward(eqx.Module):
 
 
 class EncoderLayer(eqx.Module):
-    """Self-attention and a feed-forward network, each added to its input and then normalised
-    (post-norm, as in [Devlin et al., 2019](https://arxiv.org/abs/1810.04805)).
+    """Self-attention, in decoders with an encoder cross-attention, and a feed-forward network, each
+    added to its input and then normalised (post-norm, as in [Devlin et al.,
+    2019](https://arxiv.org/abs/1810.04805)).
     """
 
     attention: Attention
     attention_norm: LayerNorm
+    cross_attention: Attention | None
+    cross_attention_norm: LayerNorm | None
     feed_forward: FeedForward
     feed_forward_norm: LayerNorm
     dropout_rate: float = eqx.field(static=True)
     chunk_size: int = eqx.field(static=True)
+    # Those that have not been pruned, by their numbers before any were.
+    heads: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, config: BertConfig, *, num_heads: int | None = None, key: PRNGKeyArray):
-        """`num_heads` is smaller than the configuration's where heads have been pruned."""
-        attention_key, feed_forward_key = jax.random.split(key)
+    def __init__(self, config: BertConfig, layer: int = 0, *, key: PRNGKeyArray):
+        """`layer` is the layer's number, which says what heads it has."""
+        attention_key, cross_key, feed_forward_key = jax.random.split(key, 3)
+        self.heads = config.kept_heads(layer)
         self.attention = Attention(
             config.hidden_size,
-            config.num_attention_heads if num_heads is None else num_heads,
+            len(self.heads),
             head_size=config.head_size,
             dropout_rate=config.attention_probs_dropout_prob,
             position_type=config.position_embedding_type,
@@ -57,6 +89,17 @@ class EncoderLayer(eqx.Module):
             key=attention_key,
         )
         self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attention = self.cross_attention_norm = None
+        if config.add_cross_attention:
+            self.cross_attention = Attention(
+                config.hidden_size,
+                config.num_attention_heads,
+                key_value_size=config.cross_attention_hidden_size,
+                dropout_rate=config.attention_probs_dropout_prob,
+                initializer_range=config.initializer_range,
+                key=cross_key,
+            )
+            self.cross_attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config, key=feed_forward_key)
         self.feed_forward_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout_rate = config.hidden_dropout_prob
@@ -67,27 +110,63 @@ class EncoderLayer(eqx.Module):
         x: Float[Array, "*batch seq hidden"],
         mask: Bool[Array, "..."] | None = None,
         *,
+        cache: tuple[KVCache, CachePlace] | None = None,
+        cross: KVCache | None = None,
+        cross_mask: Bool[Array, "..."] | None = None,
         head_mask: Float[Array, " heads"] | None = None,
         return_weights: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "*batch seq hidden"], Float[Array, "*batch heads seq seq"] | None]:
+    ) -> LayerOutput:
         """**Arguments:**
 
         - `x`: one vector for each position.
         - `mask`: True where a query may attend to a key; broadcastable to
-            `(*batch, heads, seq, seq)`.
-        - `head_mask`: a factor for each head.
+            `(*batch, heads, seq, kv_seq)`, where the keys are those of `x`, or all slots of the
+            cache.
+        - `cache`: keys and values of what came before, and where those of `x` go.
+        - `cross`: keys and values of an encoder's output (`cross_attention.project`).
+        - `cross_mask`: which of these may be attended to.
+        - `head_mask`: a factor for each head, pruned ones included.
         - `return_weights`: whether the attention weights are returned too.
         - `key`: a PRNG key for dropout; without one there is none.
         """
-        weights_key, attention_key, feed_forward_key = split_key(key, 3)
+        weights_key, attention_key, cross_weights_key, cross_key, feed_forward_key = split_key(
+            key, 5
+        )
+        attended, positions = self.attention.project(x), None
+        if cache is not None:
+            slots, place = cache
+            attended = slots.write(attended, place.start)
+            positions = place.positions
+        kept_head_mask = head_mask
+        if head_mask is not None and len(self.heads) < head_mask.shape[0]:
+            kept_head_mask = head_mask[np.asarray(self.heads)]
         y, weights = self.attention(
-            x, mask, head_mask=head_mask, return_weights=return_weights, key=weights_key
+            x,
+            attended,
+            mask,
+            positions=positions,
+            head_mask=kept_head_mask,
+            return_weights=return_weights,
+            key=weights_key,
         )
         x = self.attention_norm(x + dropout(y, self.dropout_rate, attention_key))
+        cross_weights = None
+        if cross is not None:
+            assert self.cross_attention is not None
+            assert self.cross_attention_norm is not None
+            y, cross_weights = self.cross_attention(
+                x,
+                cross,
+                cross_mask,
+                head_mask=head_mask,
+                return_weights=return_weights,
+                key=cross_weights_key,
+            )
+            x = self.cross_attention_norm(x + dropout(y, self.dropout_rate, cross_key))
         y = self._feed_forward(x)
         x = self.feed_forward_norm(x + dropout(y, self.dropout_rate, feed_forward_key))
-        return x, weights
+        return LayerOutput(x, weights, cross_weights, None if cache is None else attended)
 
     def _feed_forward(
         self, x: Float[Array, "*batch seq hidden"]
@@ -110,45 +189,60 @@ class Encoder(eqx.Module):
 
     def __init__(self, config: BertConfig, *, key: PRNGKeyArray):
         keys = jax.random.split(key, config.num_hidden_layers)
-        self.layers = tuple(
-            EncoderLayer(config, num_heads=len(config.kept_heads(i)), key=key)
-            for i, key in enumerate(keys)
-        )
+        self.layers = tuple(EncoderLayer(config, i, key=key) for i, key in enumerate(keys))
+
+    def project_cross(
+        self, states: Float[Array, "*batch kv_seq encoder_hidden"]
+    ) -> tuple[KVCache, ...]:
+        """For each layer, the keys and values of an encoder's output."""
+        modules = [layer.cross_attention for layer in self.layers]
+        return tuple(module.project(states) for module in modules if module is not None)
 
     def __call__(
         self,
         x: Float[Array, "*batch seq hidden"],
         mask: Bool[Array, "..."] | None = None,
         *,
-        head_mask: tuple[Float[Array, "_"], ...] | None = None,
+        cache: tuple[tuple[KVCache, ...], CachePlace] | None = None,
+        cross: tuple[KVCache, ...] | None = None,
+        cross_mask: Bool[Array, "..."] | None = None,
+        head_mask: Float[Array, "layers heads"] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> EncoderOutput:
-        """**Arguments:**
+        """**Arguments:** as in `EncoderLayer`, with one cache, `cross` and row of `head_mask` for
+        each layer; and
 
         - `x`: the embeddings.
-        - `mask`: True where a query may attend to a key; broadcastable to
-            `(*batch, heads, seq, seq)`.
-        - `head_mask`: for each layer, a factor for each of its heads.
         - `output_hidden_states`, `output_attentions`: what else is returned.
-        - `key`: a PRNG key for dropout; without one there is none.
         """
-        hidden_states, attentions = [x], []
+        states, outputs = [x], []
         for i, (layer, layer_key) in enumerate(
             zip(self.layers, split_key(key, len(self.layers)), strict=True)
         ):
-            x, weights = layer(
-                x,
+            out = layer(
+                states[-1],
                 mask,
+                cache=None if cache is None else (cache[0][i], cache[1]),
+                cross=None if cross is None else cross[i],
+                cross_mask=cross_mask,
                 head_mask=None if head_mask is None else head_mask[i],
                 return_weights=output_attentions,
                 key=layer_key,
             )
-            hidden_states.append(x)
-            attentions.append(weights)
+            states.append(out.output)
+            outputs.append(out)
         return EncoderOutput(
-            last_hidden_state=x,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=_all(out.weights for out in outputs),
+            cross_attentions=_all(out.cross_weights for out in outputs),
+            cache=_all(out.cache for out in outputs),
         )
+
+
+def _all(values: Iterable[Any]) -> tuple[Any, ...] | None:
+    """The values of all layers, or None if there are none."""
+    values = tuple(values)
+    return None if any(value is None for value in values) else values

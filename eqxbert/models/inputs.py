@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..nn import IGNORED_LABEL, align_trailing, causal_mask, key_mask, pair_mask
+from ..outputs import DecoderCache
 
 AttentionMask = Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | None
 """Of shape `(*batch, seq)` or `(*batch, seq, seq)`; see `BertModel`."""
@@ -21,6 +22,14 @@ class BertOptions(TypedDict, total=False):
     inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None
     output_hidden_states: bool | None
     output_attentions: bool | None
+
+
+class DecoderOptions(BertOptions, total=False):
+    """Further arguments of `BertModel` that decoders hand on to it."""
+
+    encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"] | None
+    encoder_attention_mask: AttentionMask
+    cache: DecoderCache | None
 
 
 def check_array(name: str, array: Any, kind: type, what: str) -> None:
@@ -107,11 +116,39 @@ def check_broadcasts(name: str, array: Any, to: tuple[int, ...]) -> None:
         )
 
 
+def check_mask(
+    name: str, mask: AttentionMask, *shapes: tuple[int, ...]
+) -> Bool[Array, "..."] | None:
+    """A mask of tokens as booleans, of one of the `shapes`.
+
+    **Raises:** `ValueError` if it has another shape, or holds anything but booleans, 1 and 0.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{name} must be an array, got {type(mask).__name__}; use numpy.asarray(...)."
+        )
+    if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer)):
+        raise ValueError(
+            f"{name} must be boolean or integer (1 or True: may be attended to), got {mask.dtype}. "
+            "If it holds 1 and 0, write `mask.astype(bool)`; if it is added to the scores (0 and "
+            "large negative numbers), `mask == 0`."
+        )
+    if not isinstance(mask, jax.core.Tracer):
+        values = np.asarray(mask).astype(np.int64)
+        wrong = values[(values != 0) & (values != 1)]
+        if wrong.size:
+            raise ValueError(
+                f"{name} contains {wrong.flat[0]}; expected 1 (may be attended to) and 0. If it is "
+                "added to the scores (0 and large negative numbers), pass `mask == 0`."
+            )
+    check_shape(name, mask, *shapes)
+    return jnp.asarray(mask).astype(bool)
+
+
 def attention_mask_for_scores(
-    attention_mask: AttentionMask,
-    batch_seq: tuple[int, ...],
-    *,
-    causal: bool,
+    attention_mask: AttentionMask, batch_seq: tuple[int, ...], *, causal: bool
 ) -> Bool[Array, "..."] | None:
     """The boolean mask for attention scores of shape `(*batch, heads, seq, seq)`.
 
@@ -126,28 +163,8 @@ def attention_mask_for_scores(
     """
     seq = batch_seq[-1]
     causality = causal_mask(seq, seq) if causal else None
-    if attention_mask is None:
+    may_attend = check_mask("attention_mask", attention_mask, batch_seq, (*batch_seq, seq))
+    if may_attend is None:
         return causality
-    if not isinstance(attention_mask, jax.Array | np.ndarray):
-        raise ValueError(
-            f"attention_mask must be an array, got {type(attention_mask).__name__}; use "
-            "numpy.asarray(...)."
-        )
-    if not (attention_mask.dtype == bool or jnp.issubdtype(attention_mask.dtype, jnp.integer)):
-        raise ValueError(
-            "attention_mask must be boolean or integer (1 or True: may be attended to), got "
-            f"{attention_mask.dtype}. If it holds 1 and 0, write `mask.astype(bool)`; if it is "
-            "added to the scores (0 and large negative numbers), `mask == 0`."
-        )
-    if not isinstance(attention_mask, jax.core.Tracer):
-        values = np.asarray(attention_mask).astype(np.int64)
-        wrong = values[(values != 0) & (values != 1)]
-        if wrong.size:
-            raise ValueError(
-                f"attention_mask contains {wrong.flat[0]}; expected 1 (may be attended to) and 0. "
-                "If it is added to the scores (0 and large negative numbers), pass `mask == 0`."
-            )
-    check_shape("attention_mask", attention_mask, batch_seq, (*batch_seq, seq))
-    may_attend = jnp.asarray(attention_mask).astype(bool)
     mask = key_mask(may_attend) if may_attend.ndim == len(batch_seq) else pair_mask(may_attend)
     return mask if causality is None else mask & align_trailing(causality, mask)

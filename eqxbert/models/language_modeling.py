@@ -18,9 +18,9 @@ from ..nn import (
     align_trailing,
     cross_entropy,
 )
-from ..outputs import BertForPreTrainingOutput, CausalLMOutput, MaskedLMOutput
+from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
 from .bert import BertModel
-from .inputs import AttentionMask, BertOptions, check_ids, check_labels, check_shape
+from .inputs import AttentionMask, BertOptions, DecoderOptions, check_ids, check_labels, check_shape
 from .next_sentence import next_sentence_loss
 from .task import TaskModel, pooled
 
@@ -202,13 +202,15 @@ class BertForCausalLM(TaskModel):
         position_ids: Int[Array | np.ndarray, "*#batch seq"] | None = None,
         *,
         labels: Int[Array | np.ndarray, "*batch seq"] | None = None,
+        logits_to_keep: int = 0,
         key: PRNGKeyArray | None = None,
-        **options: Unpack[BertOptions],
+        **options: Unpack[DecoderOptions],
     ) -> CausalLMOutput:
         """**Arguments**, besides those of `BertModel`:
 
         - `labels`: the word at each token, usually `input_ids`, with -100 for padding. Each is
             predicted from the tokens before it; the first one is not.
+        - `logits_to_keep`: the number of last tokens for which scores are computed; 0 for all.
 
         **Returns:** with `labels`, a `loss` as well: the mean over all that have one.
 
@@ -216,7 +218,9 @@ class BertForCausalLM(TaskModel):
         outside `jax.jit`, are out of range. Inside, they make the loss NaN.
         """
         out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
-        logits = _word_logits(self, out.last_hidden_state)
+        if labels is not None and logits_to_keep:
+            raise ValueError("A loss needs all logits: give labels or logits_to_keep, not both.")
+        logits = _word_logits(self, out.last_hidden_state[..., -logits_to_keep:, :])
         loss = None
         if labels is not None:
             _check_words(logits, labels)
@@ -224,9 +228,15 @@ class BertForCausalLM(TaskModel):
         return CausalLMOutput(
             loss=loss,
             logits=logits.astype(out.last_hidden_state.dtype),
+            cache=out.cache,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
+            cross_attentions=out.cross_attentions,
         )
+
+    def init_cache(self, batch: int | tuple[int, ...], max_length: int) -> DecoderCache:
+        """As `BertModel.init_cache`."""
+        return self.bert.init_cache(batch, max_length)
 
 
 def _word_logits(

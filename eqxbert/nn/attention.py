@@ -6,8 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from .cache import KVCache
 from .dropout import dropout
 from .embedding import Embedding
 from .linear import Linear
@@ -49,12 +50,41 @@ def dot_product_attention(
 
     **Raises:** `ValueError` if `mask` is not boolean.
     """
-    if mask is not None and mask.dtype != bool:
-        raise ValueError(f"mask must be boolean (True: may attend), got {mask.dtype}.")
-    dtype = accumulation_dtype(query)
     # With the heads in front, a product is one matrix product for each head. XLA on CPU is up to
     # twice as fast with this copy as with strided operands.
     query, keys, values = (jnp.swapaxes(x, -2, -3) for x in (query, keys, values))
+    context, weights = _attend(
+        query,
+        keys,
+        values,
+        mask,
+        bias=bias,
+        head_mask=head_mask,
+        dropout_rate=dropout_rate,
+        key=key,
+        return_weights=return_weights,
+    )
+    return jnp.swapaxes(context, -2, -3), weights
+
+
+def _attend(
+    query: Float[Array, "*batch heads q_seq head_size"],
+    keys: Float[Array, "*batch heads kv_seq head_size"],
+    values: Float[Array, "*batch heads kv_seq head_size"],
+    mask: Bool[Array, "..."] | None,
+    *,
+    bias: Float[Array, "..."] | None,
+    head_mask: Float[Array, " heads"] | None,
+    dropout_rate: float,
+    key: PRNGKeyArray | None,
+    return_weights: bool,
+) -> tuple[
+    Float[Array, "*batch heads q_seq head_size"], Float[Array, "*batch heads q_seq kv_seq"] | None
+]:
+    """`dot_product_attention` with the heads in front."""
+    if mask is not None and mask.dtype != bool:
+        raise ValueError(f"mask must be boolean (True: may attend), got {mask.dtype}.")
+    dtype = accumulation_dtype(query)
     scores = jnp.einsum("...qd,...kd->...qk", query, keys, preferred_element_type=dtype)
     scores = scores * query.shape[-1] ** -0.5  # (*batch, heads, q_seq, kv_seq)
     if bias is not None:
@@ -83,14 +113,16 @@ def dot_product_attention(
         preferred_element_type=dtype,
     )
     weights = (exponentials * factor).astype(query.dtype) if return_weights else None
-    return jnp.swapaxes(context, -2, -3).astype(query.dtype), weights
+    return context.astype(query.dtype), weights
 
 
 def relative_position_scores(
-    query: Float[Array, "*batch q_seq heads head_size"],
-    keys: Float[Array, "*batch kv_seq heads head_size"],
+    query: Float[Array, "*batch heads q_seq head_size"],
+    keys: Float[Array, "*batch heads kv_seq head_size"],
     table: Float[Array, "distances head_size"],
     position_type: str,
+    *,
+    positions: tuple[Int[Array, "*batch q_seq"], Int[Array, "*batch kv_seq"]] | None = None,
 ) -> Float[Array, "*batch heads q_seq kv_seq"]:
     """What relative positions add to the scores, before these are scaled: the product of each query
     with an embedding of its distance to each key ([Shaw et al., 2018](https://arxiv.org/abs/1803.02155)),
@@ -99,27 +131,32 @@ def relative_position_scores(
 
     **Arguments:**
 
-    - `query`, `keys`: in the order of their positions; the queries are the last of the positions.
+    - `query`, `keys`: with the heads in front.
     - `table`: row `i` embeds the distance `i - (distances - 1) / 2`, query minus key position.
     - `position_type`: "relative_key" or "relative_key_query".
+    - `positions`: those of the queries and of the keys. If None, the keys are in the order of their
+        positions, and the queries are the last of these.
 
     **Raises:** `ValueError` if the table is too short for the keys.
     """
-    q_seq, kv_seq = query.shape[-3], keys.shape[-3]
+    q_seq, kv_seq = query.shape[-2], keys.shape[-2]
     zero_distance = table.shape[0] // 2
-    if kv_seq > zero_distance + 1:
-        raise ValueError(
-            f"There are {kv_seq} positions, but relative positions are embedded for "
-            f"{zero_distance + 1}."
-        )
-    positions = jnp.arange(kv_seq)
-    distances = positions[kv_seq - q_seq :, None] - positions[None, :]
+    if positions is None:
+        if kv_seq > zero_distance + 1:
+            raise ValueError(
+                f"There are {kv_seq} positions, but relative positions are embedded for "
+                f"{zero_distance + 1}."
+            )
+        every = jnp.arange(kv_seq)
+        distances, axes = every[kv_seq - q_seq :, None] - every[None, :], "qkd"
+    else:
+        distances, axes = positions[0][..., :, None] - positions[1][..., None, :], "...qkd"
     embedded = table[distances + zero_distance]
     dtype = accumulation_dtype(query)
-    scores = jnp.einsum("...qhd,qkd->...hqk", query, embedded, preferred_element_type=dtype)
+    scores = jnp.einsum(f"...hqd,{axes}->...hqk", query, embedded, preferred_element_type=dtype)
     if position_type == "relative_key_query":
         scores = scores + jnp.einsum(
-            "...khd,qkd->...hqk", keys, embedded, preferred_element_type=dtype
+            f"...hkd,{axes}->...hqk", keys, embedded, preferred_element_type=dtype
         )
     return scores
 
@@ -144,6 +181,7 @@ class Attention(eqx.Module):
         num_heads: int,
         *,
         head_size: int | None = None,
+        key_value_size: int | None = None,
         dropout_rate: float = 0.0,
         position_type: str = "absolute",
         max_positions: int | None = None,
@@ -155,6 +193,7 @@ class Attention(eqx.Module):
         - `hidden_size`: the size of input and output.
         - `num_heads`: the number of heads.
         - `head_size`: the size of each; `hidden_size // num_heads` if None, without a remainder.
+        - `key_value_size`: the size of what is attended to; `hidden_size` if None.
         - `dropout_rate`: the probability with which an attention weight is dropped in training.
         - `position_type`: "absolute" if positions are embedded in the input. With "relative_key"
             the scores also see an embedding of the distance between query and key, from the query's
@@ -180,9 +219,10 @@ class Attention(eqx.Module):
         query_key, key_key, value_key, output_key, distance_key = jax.random.split(key, 5)
         head_size = head_size or hidden_size // num_heads
         inner_size, init = num_heads * head_size, initializer_range
+        attended_size = key_value_size or hidden_size
         self.query = Linear(hidden_size, inner_size, initializer_range=init, key=query_key)
-        self.key = Linear(hidden_size, inner_size, initializer_range=init, key=key_key)
-        self.value = Linear(hidden_size, inner_size, initializer_range=init, key=value_key)
+        self.key = Linear(attended_size, inner_size, initializer_range=init, key=key_key)
+        self.value = Linear(attended_size, inner_size, initializer_range=init, key=value_key)
         self.output = Linear(inner_size, hidden_size, initializer_range=init, key=output_key)
         if position_type == "absolute":
             self.distance = None
@@ -201,12 +241,17 @@ class Attention(eqx.Module):
         self.dropout_rate = dropout_rate
         self.position_type = position_type
 
+    def project(self, x: Float[Array, "*batch kv_seq hidden"]) -> KVCache:
+        """The keys and values of what is to be attended to."""
+        return KVCache(self._split_heads(self.key(x)), self._split_heads(self.value(x)))
+
     def __call__(
         self,
         x: Float[Array, "*batch q_seq hidden"],
+        attended: KVCache | None = None,
         mask: Bool[Array, "..."] | None = None,
         *,
-        key_value_states: Float[Array, "*batch kv_seq hidden"] | None = None,
+        positions: tuple[Int[Array, "*batch q_seq"], Int[Array, "*batch kv_seq"]] | None = None,
         head_mask: Float[Array, " heads"] | None = None,
         return_weights: bool = False,
         key: PRNGKeyArray | None = None,
@@ -216,44 +261,49 @@ class Attention(eqx.Module):
         """**Arguments:**
 
         - `x`: what attends.
+        - `attended`: what is attended to, as `project` gives it; `x` itself if None.
         - `mask`: True where a query may attend to a key; broadcastable to `(*batch, heads, q_seq,
             kv_seq)`.
-        - `key_value_states`: what is attended to (cross-attention); `x` itself if None.
+        - `positions`: for the relative types, those of the queries and of the keys, if the queries
+            are not the last of the keys.
         - `head_mask`: a factor for each head.
         - `return_weights`: whether the attention weights are returned too.
         - `key`: a PRNG key for dropout; without one there is none.
 
         **Returns:** the output, and the weights or None.
         """
-        attended = x if key_value_states is None else key_value_states
+        attended = self.project(x) if attended is None else attended
         query = self._split_heads(self.query(x))
-        keys = self._split_heads(self.key(attended))
-        values = self._split_heads(self.value(attended))
-        context, weights = dot_product_attention(
+        context, weights = _attend(
             query,
-            keys,
-            values,
+            attended.keys,
+            attended.values,
             mask,
-            bias=self._position_bias(query, keys),
+            bias=self._position_bias(query, attended.keys, positions),
             head_mask=head_mask,
             dropout_rate=self.dropout_rate,
             key=key,
             return_weights=return_weights,
         )
+        context = jnp.swapaxes(context, -2, -3)
         *batch_seq, heads, head_size = context.shape
         return self.output(jnp.reshape(context, (*batch_seq, heads * head_size))), weights
 
     def _split_heads(
-        self, x: Float[Array, "*batch seq hidden"]
-    ) -> Float[Array, "*batch seq heads head_size"]:
-        return jnp.reshape(x, (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads))
+        self, x: Float[Array, "*batch seq inner"]
+    ) -> Float[Array, "*batch heads seq head_size"]:
+        by_head = jnp.reshape(x, (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads))
+        return jnp.swapaxes(by_head, -2, -3)
 
     def _position_bias(
         self,
-        query: Float[Array, "*batch q_seq heads head_size"],
-        keys: Float[Array, "*batch kv_seq heads head_size"],
+        query: Float[Array, "*batch heads q_seq head_size"],
+        keys: Float[Array, "*batch heads kv_seq head_size"],
+        positions: tuple[Int[Array, "*batch q_seq"], Int[Array, "*batch kv_seq"]] | None,
     ) -> Float[Array, "*batch heads q_seq kv_seq"] | None:
         if self.distance is None:
             return None
-        scores = relative_position_scores(query, keys, self.distance.weight, self.position_type)
+        scores = relative_position_scores(
+            query, keys, self.distance.weight, self.position_type, positions=positions
+        )
         return scores * query.shape[-1] ** -0.5
