@@ -11,8 +11,9 @@ if _os.environ.get("EQXBERT_TYPECHECK") == "1":
 
     _install_import_hook("eqxbert", "beartype.beartype")
 
-from . import convert as convert, nn as nn
+from . import convert as convert, generation as generation, models as models, nn as nn
 from .config import BertConfig as BertConfig
+from .generation import generate as generate, stream as stream
 from .models import (
     NSP_IS_NEXT as NSP_IS_NEXT,
     NSP_IS_RANDOM as NSP_IS_RANDOM,

@@ -104,9 +104,9 @@ class BertForPreTrainingOutput(ModelOutput):
     the second part of the input followed the first.
     """
 
-    loss: Float[Array, ""] | None = None
-    prediction_logits: Float[Array, "*batch tokens vocab"] | None = None
-    seq_relationship_logits: Float[Array, "*batch 2"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    prediction_logits: Float[Array, "*batch tokens vocab"]
+    seq_relationship_logits: Float[Array, "*batch 2"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
 
@@ -114,8 +114,8 @@ class BertForPreTrainingOutput(ModelOutput):
 class MaskedLMOutput(ModelOutput):
     """What `BertForMaskedLM` returns: the words, for each token or masked position."""
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch tokens vocab"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch tokens vocab"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
 
@@ -126,8 +126,8 @@ class CausalLMOutput(ModelOutput):
     - `cache`: with the new tokens, if there was one.
     """
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch tokens vocab"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch tokens vocab"]
     cache: DecoderCache | None = None
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
@@ -140,8 +140,8 @@ class Seq2SeqLMOutput(ModelOutput):
     - `encoder_last_hidden_state`: what the decoder attended to.
     """
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch tokens vocab"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch tokens vocab"]
     cache: DecoderCache | None = None
     decoder_hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     decoder_attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
@@ -160,8 +160,8 @@ class NextSentencePredictorOutput(ModelOutput):
     the first.
     """
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch 2"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch 2"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
 
@@ -169,8 +169,8 @@ class NextSentencePredictorOutput(ModelOutput):
 class SequenceClassifierOutput(ModelOutput):
     """What `BertForSequenceClassification` returns: the classes of each sequence."""
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch labels"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch labels"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
 
@@ -178,8 +178,8 @@ class SequenceClassifierOutput(ModelOutput):
 class MultipleChoiceModelOutput(ModelOutput):
     """What `BertForMultipleChoice` returns: the choices of each question."""
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch choices"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch choices"]
     hidden_states: tuple[Float[Array, "*batch choices seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch choices _heads seq seq"], ...] | None = None
 
@@ -187,8 +187,8 @@ class MultipleChoiceModelOutput(ModelOutput):
 class TokenClassifierOutput(ModelOutput):
     """What `BertForTokenClassification` returns: the classes of each token."""
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "*batch seq labels"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    logits: Float[Array, "*batch seq labels"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None
 
@@ -196,8 +196,8 @@ class TokenClassifierOutput(ModelOutput):
 class QuestionAnsweringModelOutput(ModelOutput):
     """What `BertForQuestionAnswering` returns: where the answer starts, and where it ends."""
 
-    loss: Float[Array, ""] | None = None
-    start_logits: Float[Array, "*batch seq"] | None = None
-    end_logits: Float[Array, "*batch seq"] | None = None
+    loss: Float[Array, ""] | None = eqx.field(default=None, kw_only=True)
+    start_logits: Float[Array, "*batch seq"]
+    end_logits: Float[Array, "*batch seq"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq seq"], ...] | None = None

@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..config import BertConfig
-from ..nn import Embedding, KVCache, Linear, key_mask, split_key
-from ..outputs import BertModelOutput, DecoderCache
-from .cache import advance, check_room, empty_cache, is_overflowing, next_positions, poison
-from .embeddings import Embeddings
-from .encoder import Encoder
-from .inputs import (
+from ..checks import (
     AttentionMask,
-    attention_mask_for_scores,
     check_array,
     check_broadcasts,
     check_ids,
     check_mask,
     check_shape,
 )
+from ..config import BertConfig
+from ..nn import Embedding, KVCache, Linear, key_mask, split_key
+from ..outputs import BertModelOutput, DecoderCache
+from .cache import advance, check_room, empty_cache, is_overflowing, next_positions, poison
+from .embeddings import Embeddings
+from .encoder import Encoder
+from .inputs import attention_mask_for_scores
 from .pretrained import PretrainedModel
 
 

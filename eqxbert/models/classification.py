@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
+from ..checks import AttentionMask, check_array, check_labels, check_shape
 from ..config import BertConfig
 from ..nn import (
     IGNORED_LABEL,
@@ -24,7 +25,7 @@ from ..outputs import (
     TokenClassifierOutput,
 )
 from .bert import BertModel
-from .inputs import AttentionMask, BertOptions, check_array, check_labels, check_shape
+from .inputs import BertOptions
 from .surgery import with_labels
 from .task import TaskModel, head_dropout, pooled
 

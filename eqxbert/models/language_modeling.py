@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..checks import AttentionMask, check_ids, check_labels, check_shape
 from ..config import BertConfig
 from ..nn import (
     Activation,
@@ -20,7 +21,7 @@ from ..nn import (
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
 from .bert import BertModel
-from .inputs import AttentionMask, BertOptions, DecoderOptions, check_ids, check_labels, check_shape
+from .inputs import BertOptions, DecoderOptions
 from .next_sentence import next_sentence_loss
 from .task import TaskModel, pooled
 

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..checks import AttentionMask, check_labels
 from ..config import BertConfig
 from ..nn import Linear, cross_entropy
 from ..outputs import NextSentencePredictorOutput
 from .bert import BertModel
-from .inputs import AttentionMask, BertOptions, check_labels
+from .inputs import BertOptions
 from .task import TaskModel, pooled
 
 NSP_IS_NEXT = 0

@@ -1,0 +1,345 @@
+"""Text from a decoder: whole (`generate`), or as it comes (`stream`)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from ..checks import AttentionMask, check_ids, check_mask
+from ..config import BertConfig
+from . import beam, greedy
+from .options import GenerationOptions
+from .prompt import Prompt, bucket, longest_below_bucket
+
+
+class GenerationOutput(eqx.Module):
+    """What `generate` returns; with several returned sequences they are one more axis.
+
+    - `sequences`: the prompt as it was given, the new tokens, and padding after their end.
+    - `lengths`: the number of new tokens, the end included.
+    - `scores`: the sum of the log-probabilities of the new tokens, as processed; with beams divided
+        by `lengths ** length_penalty`.
+    """
+
+    sequences: Int[Array, "*batch length"]
+    lengths: Int[Array, "*batch"]
+    scores: Float[Array, "*batch"]
+
+
+def generate(
+    model: Any,
+    input_ids: Int[Array | np.ndarray, "*batch seq"],
+    attention_mask: AttentionMask = None,
+    *,
+    max_new_tokens: int | None = None,
+    max_length: int | None = None,
+    encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"]
+    | None = None,
+    encoder_attention_mask: AttentionMask = None,
+    key: PRNGKeyArray | Key[Array, " rows"] | None = None,
+    **options: Any,
+) -> GenerationOutput:
+    """Continues sequences token by token, in one compiled program with a cache.
+
+    The program is compiled once for each batch size, bucket of the prompts' lengths, number of
+    tokens and set of options; other prompts then run at once.
+
+    **Arguments:**
+
+    - `model`: a `BertForCausalLM`; or an `EncoderDecoderModel`, whose encoder reads the input once
+        and whose decoder begins with `decoder_start_token_id`.
+    - `input_ids`: the prompts.
+    - `attention_mask`: 1 for their tokens, 0 for padding, which may be anywhere: each row is
+        continued as if it were alone.
+    - `max_new_tokens`, `max_length`: how many tokens there may be, without the prompts or with
+        them (padding included). One of the two is needed.
+    - `encoder_hidden_states`, `encoder_attention_mask`: what a `BertForCausalLM` with
+        cross-attention attends to.
+    - `key`: for sampling: a PRNG key, of which each row gets its own; or one for each row.
+    - `options`: `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p` and all other fields of
+        `GenerationOptions`, which describes them.
+
+    **Raises:** `ValueError` if an argument is out of range or contradicts another, if a prompt is
+    empty or all padding, or if there would be more tokens than the model has positions.
+    """
+    request = _request(
+        model,
+        input_ids,
+        attention_mask,
+        max_new_tokens,
+        max_length,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        key,
+        GenerationOptions(**options),
+    )
+    ids, scores = _run(model, request)
+    return _collect(request, ids, scores)
+
+
+def stream(
+    model: Any,
+    input_ids: Int[Array | np.ndarray, "*batch seq"],
+    attention_mask: AttentionMask = None,
+    *,
+    max_new_tokens: int | None = None,
+    max_length: int | None = None,
+    encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"]
+    | None = None,
+    encoder_attention_mask: AttentionMask = None,
+    key: PRNGKeyArray | Key[Array, " rows"] | None = None,
+    **options: Any,
+) -> Iterator[np.ndarray]:
+    """Continues sequences as `generate` does without beams, and yields the new tokens of all rows,
+    an array of shape `*batch`, as soon as they are there. Rows that have ended yield padding.
+
+    **Arguments and errors:** those of `generate`, where `num_beams` and `num_return_sequences` must
+    be 1.
+    """
+    settings = GenerationOptions(**options)
+    if settings.num_beams != 1 or settings.num_return_sequences != 1:
+        raise ValueError(
+            "stream yields one sequence for each prompt as it grows, so num_beams and "
+            "num_return_sequences must be 1; with beams, it is only known at the end: use generate."
+        )
+    request = _request(
+        model,
+        input_ids,
+        attention_mask,
+        max_new_tokens,
+        max_length,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        key,
+        settings,
+    )
+    return _stream(model, request)
+
+
+def _stream(model: Any, request: "_Request") -> Iterator[np.ndarray]:
+    state = _start(model, request)
+    while True:
+        yield np.reshape(np.asarray(state.token), request.batch_shape)
+        if not greedy.is_going_on(state):
+            return
+        state = _advance(model, state, request.options)
+
+
+class _Request(eqx.Module):
+    """What is asked for, checked, and in the shapes that programs are compiled for.
+
+    - `prompt`: what the decoder continues.
+    - `source`, `source_mask`: what an encoder-decoder's encoder reads.
+    - `keys`: one for each row, if tokens are drawn.
+    - `given`: the decoder's prompt as it came.
+    """
+
+    prompt: Prompt
+    source: Int[Array, "batch source_seq"] | None
+    source_mask: Bool[Array, "batch source_seq"] | None
+    keys: Key[Array, " generated"] | None
+    given: Int[Array, "batch seq"]
+    batch_shape: tuple[int, ...] = eqx.field(static=True)
+    options: GenerationOptions = eqx.field(static=True)
+
+
+def _decoder_of(model: Any) -> Any:
+    return model.decoder if _has_encoder(model) else model
+
+
+def _has_encoder(model: Any) -> bool:
+    return hasattr(model, "encoder")
+
+
+def _request(
+    model: Any,
+    input_ids: Int[Array | np.ndarray, "*batch seq"],
+    attention_mask: AttentionMask,
+    max_new_tokens: int | None,
+    max_length: int | None,
+    encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"] | None,
+    encoder_attention_mask: AttentionMask,
+    key: PRNGKeyArray | Key[Array, "..."] | None,
+    options: GenerationOptions,
+) -> _Request:
+    decoder = _decoder_of(model)
+    options = options.settled(decoder.config)
+    ids, mask = _checked(model, input_ids, attention_mask)
+    batch_shape = np.shape(input_ids)[:-1]
+    source = source_mask = None
+    if _has_encoder(model):
+        if encoder_hidden_states is not None:
+            raise ValueError("This model has an encoder; encoder_hidden_states cannot be given.")
+        source, source_mask = _padded(ids, mask, bucket(ids.shape[1]))
+        ids = jnp.full((ids.shape[0], 1), model.config.decoder_start_token_id, jnp.int32)
+        mask = jnp.ones(ids.shape, bool)
+    elif decoder.config.add_cross_attention and encoder_hidden_states is None:
+        raise ValueError(
+            "This model attends to an encoder (add_cross_attention): give encoder_hidden_states."
+        )
+    limit, slots = _limits(ids, mask, max_new_tokens, max_length, decoder.config)
+    padded_ids, padded_mask = _padded(ids, mask, bucket(ids.shape[1]))
+    prompt = Prompt(
+        padded_ids,
+        padded_mask,
+        jnp.asarray(limit, jnp.int32),
+        slots,
+        None if encoder_hidden_states is None else _flat(jnp.asarray(encoder_hidden_states), 2),
+        None if encoder_attention_mask is None else _flat(jnp.asarray(encoder_attention_mask), 1),
+    )
+    keys = _row_keys(key, ids.shape[0], options)
+    if options.num_beams == 1 and options.num_return_sequences > 1:
+        prompt, source, source_mask = jax.tree.map(
+            lambda x: jnp.repeat(x, options.num_return_sequences, axis=0) if x.ndim else x,
+            (prompt, source, source_mask),
+        )
+    return _Request(prompt, source, source_mask, keys, ids, batch_shape, options)
+
+
+def _checked(
+    model: Any, input_ids: Int[Array | np.ndarray, "*batch seq"], attention_mask: AttentionMask
+) -> tuple[Int[Array, "rows seq"], Bool[Array, "rows seq"]]:
+    """The prompts and their mask, with one leading axis."""
+    vocab = (model.encoder if _has_encoder(model) else model).config.vocab_size
+    check_ids("input_ids", input_ids, vocab, "vocab_size")
+    if input_ids.ndim == 0 or input_ids.shape[-1] == 0:
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}: the prompt is empty. It must have at "
+            "least one token, such as bos_token_id."
+        )
+    mask = check_mask("attention_mask", attention_mask, input_ids.shape)
+    mask = jnp.ones(input_ids.shape, bool) if mask is None else mask
+    empty = np.argwhere(~np.any(np.asarray(mask), axis=-1))
+    if empty.size:
+        raise ValueError(
+            f"attention_mask is 0 throughout in row {tuple(map(int, empty[0]))}: there is nothing "
+            "to continue. Each row must have at least one token."
+        )
+    return _flat(jnp.asarray(input_ids, jnp.int32), 1), _flat(mask, 1)
+
+
+def _flat(x: Array, own_axes: int) -> Array:
+    """With its leading axes as one."""
+    return jnp.reshape(x, (-1, *x.shape[x.ndim - own_axes :]))
+
+
+def _padded(
+    ids: Int[Array, "rows seq"], mask: Bool[Array, "rows seq"], length: int
+) -> tuple[Int[Array, "rows length"], Bool[Array, "rows length"]]:
+    missing = ((0, 0), (0, length - ids.shape[1]))
+    return jnp.pad(ids, missing), jnp.pad(mask, missing)
+
+
+def _limits(
+    ids: Int[Array, "rows seq"],
+    mask: Bool[Array, "rows seq"],
+    max_new_tokens: int | None,
+    max_length: int | None,
+    config: BertConfig,
+) -> tuple[int, int]:
+    """How many new tokens there may be, and how many slots a program has for all tokens. The latter
+    is the same for all prompts of a bucket.
+    """
+    seq = ids.shape[1]
+    if (max_new_tokens is None) == (max_length is None):
+        raise ValueError("Give either max_new_tokens or max_length.")
+    if max_new_tokens is not None:
+        limit, room = max_new_tokens, max_new_tokens
+    else:
+        assert max_length is not None
+        limit, room = max_length - seq, max_length - longest_below_bucket(seq) - 1
+    if limit < 1:
+        name, value = ("max_length", max_length) if max_length else ("max_new_tokens", limit)
+        raise ValueError(
+            f"{name} is {value}, which leaves no room for a new token after {seq} of the prompt."
+        )
+    longest = int(np.max(np.sum(np.asarray(mask), axis=-1)))
+    if longest + limit > config.max_position_embeddings:
+        raise ValueError(
+            f"A prompt of {longest} tokens and {limit} new ones are more than the "
+            f"{config.max_position_embeddings} positions of this model (max_position_embeddings). "
+            "Shorten the prompt, or generate fewer."
+        )
+    return limit, bucket(seq) + room
+
+
+def _row_keys(
+    key: PRNGKeyArray | Key[Array, "..."] | None, rows: int, options: GenerationOptions
+) -> Key[Array, " generated"] | None:
+    """A key for each row that is generated, or None where nothing is drawn."""
+    if not options.do_sample:
+        return None
+    if key is None:
+        raise ValueError("do_sample=True needs a key, such as key=jax.random.key(0).")
+    given = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    if given.shape not in ((), (rows,)):
+        raise ValueError(
+            f"key has shape {given.shape}, expected () or one for each row, ({rows},)."
+        )
+
+    def one_for_each(key: PRNGKeyArray, count: int) -> Key[Array, " count"]:
+        return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(count))
+
+    keys = one_for_each(given, rows) if given.ndim == 0 else given
+    if options.num_beams > 1 or options.num_return_sequences == 1:
+        return keys
+    samples = options.num_return_sequences
+    return jnp.reshape(jax.vmap(lambda key: one_for_each(key, samples))(keys), -1)
+
+
+def _encoded(model: Any, request: _Request) -> Prompt:
+    """The prompt, with the encoder's output if the model has an encoder."""
+    if request.source is None:
+        return request.prompt
+    states = model.encode(request.source, request.source_mask).last_hidden_state
+    return eqx.tree_at(
+        lambda prompt: (prompt.encoder_hidden_states, prompt.encoder_attention_mask),
+        request.prompt,
+        (states, request.source_mask),
+        is_leaf=lambda x: x is None,
+    )
+
+
+@eqx.filter_jit
+def _run(model: Any, request: _Request) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    search = beam.run if request.options.num_beams > 1 else greedy.run
+    return search(_decoder_of(model), _encoded(model, request), request.keys, request.options)
+
+
+@eqx.filter_jit
+def _start(model: Any, request: _Request) -> greedy.State:
+    return greedy.start(_decoder_of(model), _encoded(model, request), request.keys, request.options)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _advance(model: Any, state: greedy.State, options: GenerationOptions) -> greedy.State:
+    return greedy.advance(_decoder_of(model), state, options)
+
+
+def _collect(
+    request: _Request, ids: Int[Array, "..."], scores: Float[Array, "..."]
+) -> GenerationOutput:
+    """The prompts as they were given and the tokens after them, without the slots left empty."""
+    options, count = request.options, request.options.num_return_sequences
+    rows = request.given.shape[0]
+    start = request.prompt.ids.shape[1]
+    # With beams these are the best of them; without, each was generated on its own.
+    new = np.reshape(np.asarray(ids), (rows, -1, ids.shape[-1]))[:, :count, start:]
+    new_scores = np.reshape(np.asarray(scores), (rows, -1))[:, :count]
+    lengths = np.sum(new >= 0, axis=-1)
+    new = new[..., : int(lengths.max())]
+    new = np.where(new < 0, options.padding, new)
+    given = np.broadcast_to(
+        np.asarray(request.given)[:, None], (rows, count, request.given.shape[1])
+    )
+    shape = request.batch_shape + (() if count == 1 else (count,))
+    sequences = np.concatenate([given, new], axis=-1)
+    return GenerationOutput(
+        sequences=jnp.asarray(np.reshape(sequences, (*shape, -1)), jnp.int32),
+        lengths=jnp.asarray(np.reshape(lengths, shape), jnp.int32),
+        scores=jnp.asarray(np.reshape(new_scores, shape)),
+    )

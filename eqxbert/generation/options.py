@@ -1,0 +1,216 @@
+"""What generation can be asked for, and the processors that follow from it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..config import BertConfig
+from . import processors as p, sampling
+from .processors import Processor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How `generate` and `stream` choose tokens. Names and rules are those of transformers.
+
+    - `eos_token_id`, `pad_token_id`: the tokens that end a sequence, and what follows them; those
+        of the model's configuration if None.
+    - `num_beams`: the number of beams; 1 for none.
+    - `num_return_sequences`: how many sequences are returned for each prompt: the best beams, or
+        independent samples.
+    - `length_penalty`: beams are compared by their score divided by `length ** length_penalty`.
+    - `early_stopping`: with beams, True ends when as many have ended as there are beams; False also
+        when it is unlikely that better ones will be found; "never" only when there can be none.
+    - `do_sample`: whether tokens are drawn; if not, the likeliest are taken.
+    - `temperature`: what the scores are divided by before drawing.
+    - `top_k`, `top_p`, `min_p`, `typical_p`: which tokens are drawn from; see
+        `eqxbert.generation.sampling`.
+    - `repetition_penalty`: above 1, tokens that have occurred become less likely.
+    - `no_repeat_ngram_size`: no sequence of so many tokens occurs twice; 0 for no such rule.
+    - `min_length`, `min_new_tokens`: there is no end before; with the prompt, or without.
+    - `suppress_tokens`, `bad_words`: tokens, and sequences of tokens, that do not occur.
+    - `forced_bos_token_id`: the token after the very first one.
+    - `forced_eos_token_id`: the last token, where the limit is reached.
+    - `processors`: functions `(ids, logits, step) -> logits` of your own; see
+        `eqxbert.generation.processors`. They are told apart by identity: pass the same objects
+        again, or the program is compiled again.
+    """
+
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int = 0
+    suppress_tokens: Sequence[int] = ()
+    bad_words: Sequence[Sequence[int]] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    processors: Sequence[Processor] = ()
+
+    def __post_init__(self) -> None:
+        # What is static in a compiled program must be hashable.
+        for name in ("suppress_tokens", "processors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "bad_words", tuple(map(tuple, self.bad_words)))
+
+    def settled(self, config: BertConfig) -> "GenerationOptions":
+        """With the end and the padding of the model's configuration, where they are not given.
+
+        **Raises:** `ValueError` for values that are out of range or contradict one another.
+        """
+        ends = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
+        ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+        pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
+        if pad is None:
+            pad = ends[0] if ends else 0
+        settled = dataclasses.replace(self, eos_token_id=ends, pad_token_id=pad)
+        settled._check_counts()
+        settled._check_sampling()
+        settled._check_tokens(config.vocab_size)
+        return settled
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a sequence, once they are settled."""
+        assert isinstance(self.eos_token_id, tuple)
+        return self.eos_token_id
+
+    @property
+    def padding(self) -> int:
+        """What follows the end, once it is settled."""
+        assert self.pad_token_id is not None
+        return self.pad_token_id
+
+    def _check_tokens(self, vocab_size: int) -> None:
+        tokens = {
+            "eos_token_id": self.ends,
+            "pad_token_id": (self.padding,),
+            "suppress_tokens": self.suppress_tokens,
+            "bad_words": tuple(token for word in self.bad_words for token in word),
+            "forced_bos_token_id": (self.forced_bos_token_id,),
+            "forced_eos_token_id": (self.forced_eos_token_id,),
+        }
+        for name, ids in tokens.items():
+            for token in ids:
+                if not (token is None or 0 <= token < vocab_size):
+                    raise ValueError(
+                        f"{name} contains {token}, but the vocabulary has the ids 0 to "
+                        f"{vocab_size - 1}."
+                    )
+        if not all(self.bad_words):
+            raise ValueError("bad_words contains an empty word; expected lists of token ids.")
+
+    def _check_counts(self) -> None:
+        for name in ("num_beams", "num_return_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"num_return_sequences is {self.num_return_sequences}, but there are only "
+                f"{self.num_beams} beams to return. Raise num_beams, or set do_sample=True."
+            )
+        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"num_return_sequences ({self.num_return_sequences}) exceeds num_beams "
+                f"({self.num_beams})."
+            )
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(
+                f'early_stopping must be True, False or "never", got {self.early_stopping!r}.'
+            )
+
+    def _check_sampling(self) -> None:
+        if self.repetition_penalty <= 0:
+            raise ValueError(
+                f"repetition_penalty must be positive, got {self.repetition_penalty}; 1 is none."
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"temperature must be positive, got {self.temperature}. For the likeliest token, "
+                "use do_sample=False."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, or None for all, got {self.top_k}.")
+        for name in ("top_p", "typical_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, or None, got {value}.")
+        sampling_options = {
+            "temperature": self.temperature != 1,
+            "top_k": self.top_k is not None,
+            "top_p": self.top_p is not None,
+            "min_p": self.min_p is not None,
+            "typical_p": self.typical_p is not None,
+        }
+        idle = [name for name, is_set in sampling_options.items() if is_set]
+        if idle and not self.do_sample:
+            raise ValueError(
+                f"{', '.join(idle)} only matters for sampling, but do_sample is False. Set "
+                "do_sample=True and pass a key."
+            )
+
+    def process(
+        self,
+        ids: Int[Array, "batch slots"],
+        logits: Float[Array, "batch vocab"],
+        step: Int[Array, ""],
+        limit: Int[Array, ""],
+    ) -> Float[Array, "batch vocab"]:
+        """The scores from which the next token is chosen, in the order of transformers."""
+        for processor in self._processors(limit):
+            logits = processor(ids, logits, step)
+        return self._narrow(logits) if self.do_sample else logits
+
+    def _processors(self, limit: Int[Array, ""]) -> Sequence[Processor]:
+        every: list[Processor] = []
+        if self.repetition_penalty != 1:
+            every.append(p.repetition_penalty(self.repetition_penalty))
+        if self.no_repeat_ngram_size:
+            every.append(p.no_repeat_ngram(self.no_repeat_ngram_size))
+        if self.bad_words:
+            every.append(p.forbid_words(self.bad_words))
+        if self.min_length and self.ends:
+            every.append(p.minimum_length(self.min_length, self.ends))
+        if self.min_new_tokens and self.ends:
+            every.append(p.minimum_new_tokens(self.min_new_tokens, self.ends))
+        if self.forced_bos_token_id is not None:
+            every.append(p.force_first(self.forced_bos_token_id))
+        if self.forced_eos_token_id is not None:
+            every.append(p.force_last([self.forced_eos_token_id], limit))
+        if self.suppress_tokens:
+            every.append(p.suppress(self.suppress_tokens))
+        return [*every, *self.processors]
+
+    def _narrow(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
+        # Beams need something to go on with where all others end.
+        keep = len(self.ends) + 1 if self.num_beams > 1 else 1
+        logits = sampling.apply_temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = sampling.keep_top_k(logits, self.top_k, keep=keep)
+        if self.top_p is not None and self.top_p < 1:
+            logits = sampling.keep_top_p(logits, self.top_p, keep=keep)
+        if self.min_p is not None:
+            logits = sampling.keep_min_p(logits, self.min_p, keep=keep)
+        if self.typical_p is not None and self.typical_p < 1:
+            logits = sampling.keep_typical(logits, self.typical_p, keep=keep)
+        return logits
+
+    def is_end(self, tokens: Int[Array, "*shape"]) -> Array:
+        """Which tokens end a sequence."""
+        return jnp.isin(tokens, jnp.asarray(self.ends, tokens.dtype))

@@ -1,0 +1,80 @@
+"""What generation starts from, in shapes that few programs serve."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..outputs import CausalLMOutput, DecoderCache
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What generation asks of a model: `BertForCausalLM` has it."""
+
+    def init_cache(self, batch: int, max_length: int) -> DecoderCache: ...
+
+    def __call__(self, input_ids: Any, **options: Any) -> CausalLMOutput: ...
+
+
+class Prompt(eqx.Module):
+    """The tokens that are there before generation.
+
+    - `ids`, `valid`: the tokens, and which of them are no padding.
+    - `limit`: how many new tokens there may be.
+    - `slots`: for how many tokens, padding included, there is room.
+    - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to, if it does.
+    """
+
+    ids: Int[Array, "batch seq"]
+    valid: Bool[Array, "batch seq"]
+    limit: Int[Array, ""]
+    slots: int = eqx.field(static=True)
+    encoder_hidden_states: Float[Array, "batch encoder_seq encoder_hidden"] | None = None
+    encoder_attention_mask: Bool[Array, "batch encoder_seq"] | None = None
+
+    def read(
+        self, decoder: Decoder
+    ) -> tuple[Float[Array, "batch vocab"], DecoderCache, Int[Array, "batch slots"]]:
+        """Runs the decoder over the prompt.
+
+        **Returns:** the scores of the next token, the cache, and the tokens in their slots, where
+        padding and what is not filled yet are -1.
+        """
+        # Padding goes to the front, so that every row's last token is in the last slot.
+        order = jnp.argsort(self.valid, axis=-1, stable=True)
+        ids = jnp.take_along_axis(self.ids, order, axis=-1)
+        valid = jnp.take_along_axis(self.valid, order, axis=-1)
+        batch, seq = ids.shape
+        cross = {}
+        if self.encoder_hidden_states is not None:
+            cross = {
+                "encoder_hidden_states": self.encoder_hidden_states,
+                "encoder_attention_mask": self.encoder_attention_mask,
+            }
+        cache = decoder.init_cache(batch, self.slots)
+        out = decoder(ids, attention_mask=valid, cache=cache, logits_to_keep=1, **cross)
+        assert out.cache is not None
+        unfilled = jnp.full((batch, self.slots - seq), -1, jnp.int32)
+        filled = jnp.where(valid, ids, -1).astype(jnp.int32)
+        return (
+            out.logits[:, -1].astype(jnp.float32),
+            out.cache,
+            jnp.concatenate([filled, unfilled], axis=-1),
+        )
+
+
+def bucket(length: int) -> int:
+    """The least of a few lengths that is not below `length`: programs are compiled for these."""
+    for size in (8, 16, 32, 64):
+        if length <= size:
+            return size
+    return -(-length // 64) * 64
+
+
+def longest_below_bucket(length: int) -> int:
+    """The largest length that is in the bucket before that of `length`."""
+    sizes = [0, 8, 16, 32, 64]
+    size = bucket(length)
+    return sizes[sizes.index(size) - 1] if size in sizes else size - 64
