@@ -13,6 +13,7 @@ if _os.environ.get("EQXBERT_TYPECHECK") == "1":
 
 from . import convert as convert, generation as generation, models as models, nn as nn
 from .config import BertConfig as BertConfig
+from .encoder_decoder_config import EncoderDecoderConfig as EncoderDecoderConfig
 from .generation import generate as generate, stream as stream
 from .models import (
     NSP_IS_NEXT as NSP_IS_NEXT,
@@ -26,6 +27,7 @@ from .models import (
     BertForSequenceClassification as BertForSequenceClassification,
     BertForTokenClassification as BertForTokenClassification,
     BertModel as BertModel,
+    EncoderDecoderModel as EncoderDecoderModel,
 )
 from .text import SentenceEncoder as SentenceEncoder, Tokenizer as Tokenizer
 

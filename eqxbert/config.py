@@ -14,6 +14,9 @@ from .frozen_dict import FrozenDict
 CONFIG_FILE = "config.json"
 _GOOGLES_CONFIG_FILE = "bert_config.json"
 
+# Of the keys that no field stands for, those that describe the file rather than the model.
+PROVENANCE = ("_name_or_path", "transformers_version")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class BertConfig:
@@ -103,6 +106,13 @@ class BertConfig:
         if unsettled.keys() & changes.keys():
             changes = unsettled | changes
         return dataclasses.replace(self, **changes)
+
+    def without_provenance(self) -> "BertConfig":
+        """Without what describes the file rather than the model, so that two models that are alike
+        but for where they come from have the same tree structure.
+        """
+        extra = {key: value for key, value in self.extra.items() if key not in PROVENANCE}
+        return self.replace(dtype=None, architectures=None, extra=extra)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":

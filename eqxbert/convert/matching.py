@@ -16,6 +16,7 @@ from .names import (
     is_ignored,
     is_transposed,
     path_to_name,
+    without_bert,
 )
 from .report import CheckpointError, LoadReport
 from .ties import Found, settle_ties
@@ -32,7 +33,7 @@ def named_arrays(module: eqx.Module) -> dict[str, Any]:
 
 def without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays by their canonical names."""
-    return {name.removeprefix("bert."): array for name, array in arrays.items()}
+    return {without_bert(name): array for name, array in arrays.items()}
 
 
 class Match(NamedTuple):
@@ -62,9 +63,11 @@ def match(
     place.
     """
     wanted = without_prefix(named_arrays(skeleton))
-    found, repeats = by_canonical_name(state), ()
-    if LM_BIAS in wanted:
-        found, repeats = settle_ties(found, tied=DECODER_WEIGHT not in wanted)
+    # In an encoder-decoder, the decoder is a language model, and its names tell so.
+    part = "decoder." if f"decoder.{LM_BIAS}" in wanted else ""
+    found, repeats = by_canonical_name(state, whole=bool(part)), ()
+    if part + LM_BIAS in wanted:
+        found, repeats = settle_ties(found, part, tied=part + DECODER_WEIGHT not in wanted)
     mismatched = {
         name: (found[name].tensor.shape, leaf.shape)
         for name, leaf in wanted.items()
@@ -90,13 +93,13 @@ def match(
     return Match(filling, repeats, report)
 
 
-def by_canonical_name(state: Mapping[str, LazyTensor]) -> dict[str, Found]:
-    """The arrays of a checkpoint under their canonical names.
+def by_canonical_name(state: Mapping[str, LazyTensor], *, whole: bool = False) -> dict[str, Found]:
+    """The arrays of a checkpoint under their canonical names; `whole` as in `canonical_names`.
 
     **Raises:** `CheckpointError` if two of its names stand for the same array.
     """
     found = {}
-    for name, canonical in canonical_names(state).items():
+    for name, canonical in canonical_names(state, whole=whole).items():
         if canonical in found:
             raise CheckpointError(
                 f"Both {found[canonical].name!r} and {name!r} in the checkpoint stand for "

@@ -51,6 +51,7 @@ _TABLE = (
     ("nsp_head", "cls.seq_relationship"),
     ("classifier", "classifier"),
     ("qa_outputs", "qa_outputs"),
+    ("enc_to_dec_proj", "enc_to_dec_proj"),
 )
 
 # The Dense module of sentence-transformers, which has a file of its own.
@@ -73,7 +74,7 @@ _WRAPPERS = (
 
 # Buffers and leftovers of training, which hold nothing of the model.
 _IGNORED = re.compile(
-    r"embeddings\.(position_ids|token_type_ids)"
+    r"((en|de)coder\.)?embeddings\.(position_ids|token_type_ids)"
     r"|.*_act_fn\.(beta|eps)"  # constants of xIELU
     r"|(.*[./])?(adam_m|adam_v|global_step|beta1_power|beta2_power)"
     r"|AdamWeightDecayOptimizer.*"
@@ -126,12 +127,18 @@ _TO_PATH = _compile((name, path) for path, name in _TABLE)
 
 
 def path_to_name(path: str) -> str:
-    """The PyTorch name of the array at `path`, with `bert.` where `path` begins with it.
+    """The PyTorch name of the array at `path`, with what precedes it in models with a head
+    (`bert.`) and in encoder-decoders (`encoder.`, `decoder.`).
 
     **Raises:** `KeyError` if the table has no row for it.
     """
-    prefix = "bert." if path.startswith("bert.") else ""
-    return prefix + _apply(_TO_NAME, path.removeprefix(prefix))
+    match = _PARTS.match(path)
+    assert match is not None
+    return match.group() + _apply(_TO_NAME, path[match.end() :])
+
+
+# A BERT has an `encoder` as well, in which there are layers; an encoder-decoder's is a whole BERT.
+_PARTS = re.compile(r"(encoder\.(?=embeddings\.|encoder\.|pooler\.)|decoder\.)?(bert\.)?")
 
 
 def name_to_path(name: str) -> str:
@@ -139,7 +146,17 @@ def name_to_path(name: str) -> str:
 
     **Raises:** `KeyError` if the table has no row for it.
     """
-    return _apply(_TO_PATH, name)
+    match = _PARTS.match(name)
+    assert match is not None
+    return match.group() + _apply(_TO_PATH, name[match.end() :])
+
+
+def without_bert(name: str) -> str:
+    """A PyTorch name without the `bert.` of models with a head: a canonical one."""
+    return _BERT.sub(r"\1", name)
+
+
+_BERT = re.compile(r"^(decoder\.)?bert\.")
 
 
 def _apply(table: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
@@ -156,7 +173,11 @@ def architecture(class_name: str) -> str:
 
 def has_path(name: str) -> bool:
     """Whether the table has a row for a canonical name."""
-    return any(expression.match(name) for expression, _ in _TO_PATH)
+    try:
+        name_to_path(name)
+    except KeyError:
+        return False
+    return True
 
 
 def is_ignored(name: str) -> bool:
@@ -164,17 +185,17 @@ def is_ignored(name: str) -> bool:
     return _IGNORED.fullmatch(name) is not None
 
 
-def canonical_names(names: Iterable[str]) -> dict[str, str]:
+def canonical_names(names: Iterable[str], *, whole: bool = False) -> dict[str, str]:
     """Maps each name of a checkpoint to its canonical form: as transformers' PyTorch models have it
     today, without the prefixes that wrappers add, and without `bert.`.
 
-    From an encoder-decoder's checkpoint the encoder is taken.
+    From an encoder-decoder's checkpoint the encoder is taken, unless it is wanted as a `whole`.
     """
     names = list(names)
     canonical = {name: _strip_wrappers(name.replace("/", ".")) for name in names}
-    if any(name.startswith("encoder.embeddings.") for name in canonical.values()):
+    if not whole and any(name.startswith("encoder.embeddings.") for name in canonical.values()):
         canonical = {key: name.removeprefix("encoder.") for key, name in canonical.items()}
-    return {key: _respell(name.removeprefix("bert.")) for key, name in canonical.items()}
+    return {key: _respell(without_bert(name)) for key, name in canonical.items()}
 
 
 def is_transposed(name: str) -> bool:

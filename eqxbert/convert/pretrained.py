@@ -34,7 +34,7 @@ class Loaded(Generic[Model]):
     """
 
     model: Model
-    config: BertConfig
+    config: Any
     report: LoadReport
 
 
@@ -91,11 +91,13 @@ def load(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-    config, options = _split_changes(model_class, BertConfig.from_pretrained(location), changes)
+    config, options = _split_changes(
+        model_class, config_class_of(model_class).from_pretrained(location), changes
+    )
     try:
         model, report = apply_state(
             model_class,
-            _without_provenance(config),
+            config.without_provenance(),
             read_weights(location),
             dtype=dtype,
             key=key,
@@ -115,28 +117,22 @@ def load(
     return Loaded(model, config, report)
 
 
-def _without_provenance(config: BertConfig) -> BertConfig:
-    """Without what describes the file rather than the model, so that two models that are alike but
-    for where they come from have the same tree structure.
-    """
-    extra = {k: v for k, v in config.extra.items() if k not in _PROVENANCE}
-    return config.replace(dtype=None, architectures=None, extra=extra)
-
-
-_PROVENANCE = ("_name_or_path", "transformers_version")
+def config_class_of(model_class: type[eqx.Module]) -> Any:
+    """The class of a model's configuration: what it says, or `BertConfig`."""
+    return getattr(model_class, "config_class", BertConfig)
 
 
 def _split_changes(
-    model_class: type[eqx.Module], config: BertConfig, changes: dict[str, Any]
-) -> tuple[BertConfig, dict[str, Any]]:
+    model_class: type[eqx.Module], config: Any, changes: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """The changed configuration, and those of the `changes` that are options of the class."""
     fields = {field.name for field in dataclasses.fields(config)}
     options = {name: value for name, value in changes.items() if name not in fields}
     unknown = options.keys() - inspect.signature(model_class).parameters.keys()
     if unknown:
         raise TypeError(
-            f"{', '.join(sorted(unknown))}: neither a field of BertConfig nor an option of "
-            f"{model_class.__name__}."
+            f"{', '.join(sorted(unknown))}: neither a field of {type(config).__name__} nor an "
+            f"option of {model_class.__name__}."
         )
     changed = {name: value for name, value in changes.items() if name in fields}
     return config.replace(**changed) if changed else config, options
@@ -174,7 +170,7 @@ def write_model(model: Any, folder: Path, *, max_shard_size: int | str = "5GB") 
     write_config(config, state, folder)
 
 
-def write_config(config: BertConfig, state: Mapping[str, np.ndarray], folder: Path) -> None:
+def write_config(config: Any, state: Mapping[str, np.ndarray], folder: Path) -> None:
     """Writes config.json, which also says what dtype the arrays have, if all have the same."""
     dtypes = {array.dtype.name for array in state.values()}
     config = config.replace(dtype=dtypes.pop() if len(dtypes) == 1 else None)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from ..config import BertConfig
 from .containers import LazyTensor
 from .dtypes import is_finite, target_dtype
 from .matching import match, named_arrays, without_prefix
@@ -41,7 +40,7 @@ def to_state_dict(model: eqx.Module) -> dict[str, Array]:
     return with_decoder_bias(named_arrays(model))
 
 
-def with_config(model: Model, config: BertConfig) -> Model:
+def with_config(model: Model, config: Any) -> Model:
     """The model's arrays in a model with another configuration.
 
     **Raises:** `CheckpointError` if the configuration calls for other arrays.
@@ -49,7 +48,7 @@ def with_config(model: Model, config: BertConfig) -> Model:
     return with_arrays(model, config, without_prefix(named_arrays(model)))
 
 
-def with_arrays(model: Model, config: BertConfig, arrays: Mapping[str, Array]) -> Model:
+def with_arrays(model: Model, config: Any, arrays: Mapping[str, Array]) -> Model:
     """A model of the class and with the options of `model`, with another configuration and other
     arrays, given by canonical name.
 
@@ -85,7 +84,7 @@ def _check_arrays(found: Mapping[str, Array], skeleton: eqx.Module) -> None:
 
 def from_state_dict(
     model_class: type[Model],
-    config: BertConfig,
+    config: Any,
     state: Mapping[str, Any],
     *,
     dtype: DTypeLike | None = None,
@@ -127,7 +126,7 @@ def from_state_dict(
 
 def apply_state(
     construct: Callable[..., Model],
-    config: BertConfig,
+    config: Any,
     state: Mapping[str, LazyTensor],
     *,
     dtype: DTypeLike | None,
@@ -193,13 +192,15 @@ def fill(
         logger.warning("NaN or infinity in %s, as %s.", ", ".join(not_finite), target)
         report = dataclasses.replace(report, not_finite=tuple(not_finite))
     if found.repeats:
-        overridden = find_overridden(found.repeats, filled, tied=DECODER_WEIGHT not in wanted)
+        overridden = find_overridden(
+            found.repeats, filled, tied=not any(name.endswith(DECODER_WEIGHT) for name in wanted)
+        )
         report = dataclasses.replace(report, overridden=overridden)
     if draw is not None and report.initialized:
         filled |= draw(report.initialized, target)
     return jax.tree.unflatten(jax.tree.structure(skeleton), [filled[n] for n in wanted]), report
 
 
-def _skeleton_like(model: Any, config: BertConfig) -> Any:
+def _skeleton_like(model: Any, config: Any) -> Any:
     """The shapes of a new model with this configuration and the options of `model`."""
     return eqx.filter_eval_shape(type(model), config, key=jax.random.key(0), **model.options)

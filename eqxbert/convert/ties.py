@@ -21,15 +21,18 @@ class Found(NamedTuple):
 
 
 def settle_ties(
-    found: Mapping[str, Found], *, tied: bool
+    found: Mapping[str, Found], part: str = "", *, tied: bool
 ) -> tuple[dict[str, Found], tuple[tuple[Found, str], ...]]:
     """The arrays of a language model without those that repeat others, and these with the names of
     what they repeat.
 
     The bias has two names, either of which may be the only one. With `tied`, the decoder's weight
-    is the word embeddings' table: it, too, may come under either name, or under both.
+    is the word embeddings' table: it, too, may come under either name, or under both. `part` is
+    what the names begin with in a model of several parts.
     """
     found, repeats = dict(found), []
+    decoder_weight, words = part + DECODER_WEIGHT, part + WORDS
+    decoder_bias, lm_bias = part + DECODER_BIAS, part + LM_BIAS
 
     def settle(alias: str, name: str) -> None:
         if alias in found and name in found:
@@ -38,11 +41,11 @@ def settle_ties(
             found[name] = found.pop(alias)
 
     if tied:
-        settle(DECODER_WEIGHT, WORDS)
-    elif DECODER_BIAS in found and LM_BIAS in found:
+        settle(decoder_weight, words)
+    elif decoder_bias in found and lm_bias in found:
         # transformers computes with this one; where nothing is tied, the other one is idle.
-        found[DECODER_BIAS], found[LM_BIAS] = found[LM_BIAS], found[DECODER_BIAS]
-    settle(DECODER_BIAS, LM_BIAS)
+        found[decoder_bias], found[lm_bias] = found[lm_bias], found[decoder_bias]
+    settle(decoder_bias, lm_bias)
     return found, tuple(repeats)
 
 
@@ -88,4 +91,7 @@ def with_decoder_bias(state: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a model with the bias under its second name too, if nothing is tied: there,
     transformers' decoder has a bias of its own, and computes with it.
     """
-    return state | {DECODER_BIAS: state[LM_BIAS]} if DECODER_WEIGHT in state else state
+    for part in ("", "decoder."):
+        if part + DECODER_WEIGHT in state:
+            state = state | {part + DECODER_BIAS: state[part + LM_BIAS]}
+    return state

@@ -174,7 +174,18 @@ def _request(
     if _has_encoder(model):
         if encoder_hidden_states is not None:
             raise ValueError("This model has an encoder; encoder_hidden_states cannot be given.")
-        source, source_mask = _padded(ids, mask, bucket(ids.shape[1]))
+        if model.config.decoder_start_token_id is None:
+            raise ValueError(
+                "The model's decoder_start_token_id is None. Set it: "
+                "model.with_config(model.config.replace(decoder_start_token_id=...))."
+            )
+        length = min(bucket(ids.shape[1]), model.encoder.config.max_position_embeddings)
+        if ids.shape[1] > length:
+            raise ValueError(
+                f"The input has {ids.shape[1]} tokens, but the encoder has positions for {length} "
+                "(max_position_embeddings). Truncate it."
+            )
+        source, source_mask = _padded(ids, mask, length)
         ids = jnp.full((ids.shape[0], 1), model.config.decoder_start_token_id, jnp.int32)
         mask = jnp.ones(ids.shape, bool)
     elif decoder.config.add_cross_attention and encoder_hidden_states is None:

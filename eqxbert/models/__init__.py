@@ -10,6 +10,7 @@ from .classification import (
 )
 from .embeddings import Embeddings as Embeddings
 from .encoder import Encoder as Encoder, EncoderLayer as EncoderLayer, FeedForward as FeedForward
+from .encoder_decoder import EncoderDecoderModel as EncoderDecoderModel
 from .language_modeling import (
     BertForCausalLM as BertForCausalLM,
     BertForMaskedLM as BertForMaskedLM,

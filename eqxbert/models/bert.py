@@ -23,7 +23,7 @@ from .cache import advance, check_room, empty_cache, is_overflowing, next_positi
 from .embeddings import Embeddings
 from .encoder import Encoder
 from .inputs import attention_mask_for_scores
-from .pretrained import PretrainedModel
+from .one_bert import OneBertModel
 
 
 class Pooler(eqx.Module):
@@ -43,7 +43,7 @@ class Pooler(eqx.Module):
         return jnp.tanh(self.dense(x[..., 0, :]))
 
 
-class BertModel(PretrainedModel):
+class BertModel(OneBertModel):
     """BERT without a head, transformers' `BertModel`: token ids in, vectors out.
 
     The model of [Devlin et al., 2019](https://arxiv.org/abs/1810.04805).

@@ -1,7 +1,5 @@
 """What every model has in common: it can be read from a checkpoint and written to one."""
 
-import abc
-from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -10,8 +8,7 @@ from jaxtyping import DTypeLike, PRNGKeyArray
 
 from .. import convert
 from ..config import BertConfig
-from ..nn import Embedding
-from . import surgery
+from ..encoder_decoder_config import EncoderDecoderConfig
 
 # Not typing.Self, which the run-time type checker cannot check in a method of a class.
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -20,7 +17,7 @@ Model = TypeVar("Model", bound="PretrainedModel")
 class PretrainedModel(eqx.Module):
     """A model with a configuration, read and written in Hugging Face's format."""
 
-    config: eqx.AbstractVar[BertConfig]
+    config: eqx.AbstractVar[BertConfig | EncoderDecoderConfig]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,7 +61,7 @@ class PretrainedModel(eqx.Module):
         )
         return loaded.model
 
-    def with_config(self: Model, config: BertConfig) -> Model:
+    def with_config(self: Model, config: BertConfig | EncoderDecoderConfig) -> Model:
         """The same arrays in a model with another configuration: other dropout rates, say, or the
         smaller number of layers that is left after surgery. (A configuration, and what follows from
         it in every part, is static, hence out of the reach of `eqx.tree_at`.)
@@ -72,42 +69,6 @@ class PretrainedModel(eqx.Module):
         **Raises:** `CheckpointError` if the configuration calls for other arrays.
         """
         return convert.with_config(self, config)
-
-    @abc.abstractmethod
-    def get_input_embeddings(self) -> Embedding:
-        """The table of word embeddings."""
-
-    def resize_token_embeddings(
-        self: Model, num_tokens: int, *, pad_to_multiple_of: int | None = None
-    ) -> Model:
-        """The model with a vocabulary of another size: word embeddings, and the decoder and its
-        bias where there are such. New words get the mean of the old ones ([Hewitt,
-        2021](https://nlp.stanford.edu/~johnhew/vocab-expansion.html)), so that at first they
-        change little; of a smaller vocabulary the last words are gone.
-
-        **Arguments:**
-
-        - `num_tokens`: the new size.
-        - `pad_to_multiple_of`: round it up to a multiple of this.
-
-        **Raises:** `ValueError` if the size is not positive, or the padding token would be gone.
-        """
-        if pad_to_multiple_of is not None:
-            num_tokens = -(-num_tokens // pad_to_multiple_of) * pad_to_multiple_of
-        return surgery.resize_token_embeddings(self, num_tokens)
-
-    def prune_heads(self: Model, heads: Mapping[int, Iterable[int]]) -> Model:
-        """The model without some of its attention heads ([Michel et al.,
-        2019](https://arxiv.org/abs/1905.10650)): smaller, and equal to one in which `head_mask`
-        switches them off. (transformers 4 can load it when saved; transformers 5 knows no pruning.)
-
-        **Arguments:**
-
-        - `heads`: layer -> the heads to take out, by their numbers before any were.
-
-        **Raises:** `ValueError` if there are no such heads, or none would be left in a layer.
-        """
-        return surgery.prune_heads(self, heads)
 
     def save_pretrained(
         self, folder: str | PathLike[str], *, max_shard_size: int | str = "5GB"

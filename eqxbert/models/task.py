@@ -7,10 +7,10 @@ from ..config import BertConfig
 from ..nn import Embedding, dropout
 from ..outputs import BertModelOutput
 from .bert import BertModel
-from .pretrained import PretrainedModel
+from .one_bert import OneBertModel
 
 
-class TaskModel(PretrainedModel):
+class TaskModel(OneBertModel):
     """A BERT and a head. The configuration is the BERT's."""
 
     bert: eqx.AbstractVar[BertModel]
