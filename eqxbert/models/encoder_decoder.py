@@ -30,7 +30,7 @@ class EncoderDecoderModel(PretrainedModel):
     encoder: BertModel
     decoder: BertForCausalLM
     enc_to_dec_proj: Linear | None
-    config: EncoderDecoderConfig = eqx.field(static=True)  # pyright: ignore
+    config: EncoderDecoderConfig = eqx.field(static=True)
 
     def __init__(self, config: EncoderDecoderConfig, *, key: PRNGKeyArray):
         """A model with new weights, drawn as `BertModel`'s. Where the two have different hidden

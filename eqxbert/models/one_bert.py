@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound="OneBertModel")
 class OneBertModel(PretrainedModel):
     """A BERT, with a head or without."""
 
-    config: eqx.AbstractVar[BertConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
+    config: eqx.AbstractVar[BertConfig]
 
     @abc.abstractmethod
     def get_input_embeddings(self) -> Embedding:

@@ -7,8 +7,6 @@ import equinox as eqx
 from jaxtyping import DTypeLike, PRNGKeyArray
 
 from .. import convert
-from ..config import BertConfig
-from ..encoder_decoder_config import EncoderDecoderConfig
 
 # Not typing.Self, which the run-time type checker cannot check in a method of a class.
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -17,7 +15,7 @@ Model = TypeVar("Model", bound="PretrainedModel")
 class PretrainedModel(eqx.Module):
     """A model with a configuration, read and written in Hugging Face's format."""
 
-    config: eqx.AbstractVar[BertConfig | EncoderDecoderConfig]
+    config: eqx.AbstractVar[Any]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,7 +59,7 @@ class PretrainedModel(eqx.Module):
         )
         return loaded.model
 
-    def with_config(self: Model, config: BertConfig | EncoderDecoderConfig) -> Model:
+    def with_config(self: Model, config: Any) -> Model:
         """The same arrays in a model with another configuration: other dropout rates, say, or the
         smaller number of layers that is left after surgery. (A configuration, and what follows from
         it in every part, is static, hence out of the reach of `eqx.tree_at`.)
