@@ -196,6 +196,8 @@ def _reorder(cache: DecoderCache, parents: Int[Array, "batch beams"]) -> Decoder
     """
     batch, beams = parents.shape
     rows = jnp.reshape(parents + beams * jnp.arange(batch)[:, None], -1)
+    # Or XLA computes them anew for every element that is moved.
+    rows = lax.optimization_barrier(rows)
     layers = jax.tree.map(lambda x: x[rows], cache.layers)
     return eqx.tree_at(lambda cache: cache.layers, cache, layers)
 
