@@ -20,7 +20,7 @@ from ..files import Location, read_json
 from .containers import LazyTensor
 from .dtypes import quantised, target_dtype
 from .matching import by_canonical_name, match, named_arrays, without_prefix
-from .names import BASE, has_path, is_ignored, name_to_path
+from .names import BASE, architecture, has_path, is_ignored, name_to_path
 from .pretrained import write_config
 from .report import CheckpointError, LoadReport
 from .staging import staged_folder
@@ -202,6 +202,8 @@ def convert_checkpoint(
     overridden = find_overridden(repeats, arrays, tied=config.tie_word_embeddings)
     if heads:  # transformers names the base of a model with a head so
         arrays = {("bert." if n.startswith(BASE) else "") + n: x for n, x in arrays.items()}
+    if config.architectures:
+        config = config.replace(architectures=tuple(map(architecture, config.architectures)))
     with staged_folder(folder) as staging:
         write_weights(arrays, staging)
         write_config(config, arrays, staging)

@@ -110,9 +110,10 @@ def load(
     logger.info("%s from %s: %s", model_class.__name__, location, report.summary())
     if report.initialized:
         logger.warning(
-            "%s lacks %s. They were drawn anew and need training.",
+            "%s lacks %s%s. They were drawn anew and need training.",
             location,
             ", ".join(report.initialized),
+            ", or has them in another shape" if report.mismatched else "",
         )
     return Loaded(model, config, report)
 

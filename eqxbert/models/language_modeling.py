@@ -191,7 +191,8 @@ class BertForCausalLM(TaskModel):
     def __init__(self, config: BertConfig, *, key: PRNGKeyArray):
         """A model with new weights, drawn as `BertModel`'s."""
         bert_key, lm_key = jax.random.split(key)
-        config = config.replace(is_decoder=True)
+        if not config.is_decoder:
+            config = config.replace(is_decoder=True)
         self.bert = BertModel(config, add_pooling_layer=False, key=bert_key)
         self.lm_head = LMHead(config, key=lm_key)
 

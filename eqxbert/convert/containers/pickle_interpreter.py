@@ -176,18 +176,18 @@ class _Machine:
     def add_items(self) -> None:
         self.pop_to_mark()
         if self.top() is not UNUSED:
-            raise ValueError(f"its pickle adds members to {_kind(self.top())}, not a set")
+            raise ValueError(f"its pickle adds members to {_kind(self.top())} instead of set")
 
     def _expect(self, kind: type, action: str) -> Any:
         if not isinstance(self.top(), kind):
-            raise ValueError(f"its pickle {action} {_kind(self.top())}, not a {kind.__name__}")
+            raise ValueError(f"its pickle {action} {_kind(self.top())} instead of {kind.__name__}")
         return self.top()
 
     # Names and calls.
 
     def find_global(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError(f"its pickle names {_kind(module)} of {_kind(name)}, not texts")
+            raise ValueError(f"its pickle gives {_kind(module)} and {_kind(name)} for a name")
         full_name = f"{_RENAMED.get(module, module)}.{name}"
         if full_name not in self.calls:
             raise RefusedError(_refusal(_shown(f"{module}.{name}")))
@@ -241,7 +241,7 @@ def _shown(text: str) -> str:
 def _kind(value: Any) -> str:
     if isinstance(value, Global):
         return _shown(value.name)
-    return "an unused value" if value is UNUSED else f"a {type(value).__name__}"
+    return "something unused" if value is UNUSED else type(value).__name__
 
 
 def _unknown(opcode: bytes) -> ValueError:
