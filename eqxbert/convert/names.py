@@ -89,10 +89,14 @@ DECODER_BIAS = "cls.predictions.decoder.bias"
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        # transformers' models in TensorFlow.
+        (r":0$", ""),
+        (r"(?<=encoder\.)layer_\._(?=\d)", "layer."),
+        (r"^(mlm|nsp)___cls\.", "cls."),
         # Flax's and TensorFlow's parameters of linear maps (stored transposed: `is_transposed`),
         # and of tables.
         (r"\.kernel$", ".weight"),
-        (r"(?<=_embeddings)\.embedding$", ".weight"),
+        (r"(?<=_embeddings)\.embeddings?$", ".weight"),
         (r"(?<=_embeddings)$", ".weight"),
         # Theirs of a LayerNorm; nothing else is renamed by them.
         (r"(?<=LayerNorm)\.(gamma|scale)$", ".weight"),
@@ -144,7 +148,8 @@ def name_to_path(name: str) -> str:
 
 def _apply(table: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
     for expression, template in table:
-        if match := expression.match(text):
+        match = expression.match(text)
+        if match and text.count(".", match.end()) <= 1:  # a module's own array, or an array itself
             return match.expand(template) + text[match.end() :]
     raise KeyError(text)
 
@@ -156,7 +161,11 @@ def architecture(class_name: str) -> str:
 
 def has_path(name: str) -> bool:
     """Whether the table has a row for a canonical name."""
-    return any(expression.match(name) for expression, _ in _TO_PATH)
+    try:
+        name_to_path(name)
+    except KeyError:
+        return False
+    return True
 
 
 def is_ignored(name: str) -> bool:
@@ -181,7 +190,7 @@ def is_transposed(name: str) -> bool:
     """Whether a checkpoint's array of that name is a linear map stored (in, out), as Flax and
     TensorFlow do, not (out, in).
     """
-    return name.endswith((".kernel", "/kernel"))
+    return name.removesuffix(":0").endswith((".kernel", "/kernel"))
 
 
 def _strip_wrappers(name: str) -> str:
