@@ -76,11 +76,11 @@ class BertConfig:
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         _settle_labels(self)
-        _settle_pruned_heads(self)
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
         object.__setattr__(self, "extra", FrozenDict(self.extra))
         _check_values(self)
+        _settle_pruned_heads(self)
 
     def __repr__(self) -> str:
         default = BertConfig()
@@ -338,13 +338,16 @@ def _settle_labels(config: BertConfig) -> None:
 
 def _settle_pruned_heads(config: BertConfig) -> None:
     """Checks them, and sorts them."""
+    for heads in config.pruned_heads.values():
+        if not (isinstance(heads, list | tuple) and all(type(h) is int for h in heads)):
+            raise ValueError(f"pruned_heads must have lists of heads, got {heads!r}.")
     pruned = {layer: tuple(sorted(set(heads))) for layer, heads in config.pruned_heads.items()}
     for layer, heads in pruned.items():
         if not 0 <= layer < config.num_hidden_layers:
             raise ValueError(
                 f"pruned_heads names layer {layer}; there are {config.num_hidden_layers}, from 0."
             )
-        if not all(type(h) is int and 0 <= h < config.num_attention_heads for h in heads):
+        if not all(0 <= h < config.num_attention_heads for h in heads):
             raise ValueError(
                 f"pruned_heads names heads {heads} of layer {layer}; there are "
                 f"{config.num_attention_heads}, from 0."

@@ -86,6 +86,7 @@ class Location:
             subfolder=str(PurePosixPath(self.subfolder, subfolder))
             if subfolder
             else self.subfolder,
+            weights=None if subfolder else self.weights,
         )
 
     def find(self, name: str) -> Path | None:

@@ -152,35 +152,112 @@ def test_unknown_options_are_named():
         BertConfig.from_pretrained("folder", num_label=9)
 
 
-WRONG_TYPES = {
-    "hidden_dropout_prob": None,
-    "hidden_act": {"name": "gelu"},
-    "initializer_range": "0.02",
-    "vocab_size": "33",
-    "is_decoder": "no",
-    "pad_token_id": "0",
-    "eos_token_id": "a",
-    "dtype": 3,
-    "id2label": [1],
-}
+WRONG_TYPES = [
+    ("hidden_dropout_prob", None),
+    ("hidden_act", {"name": "gelu"}),
+    ("initializer_range", "0.02"),
+    ("vocab_size", "33"),
+    ("is_decoder", "no"),
+    ("pad_token_id", "0"),
+    ("eos_token_id", "a"),
+    ("dtype", 3),
+    ("id2label", [1]),
+    ("pruned_heads", [1]),
+    ("pruned_heads", {"x": [1]}),
+    ("pruned_heads", {"0": 1}),
+    ("pruned_heads", {"0": None}),
+    ("pruned_heads", {"0": ["1"]}),
+    ("pruned_heads", {"0": [1, "a"]}),
+    ("pruned_heads", {"0": [[1]]}),
+    ("pruned_heads", {"0": [1.0]}),
+]
 
 
 def test_wrong_types_without_type_checking():
     """These break the annotations too. What is tested is the message where nobody checks them."""
     result = run_python(f"""
 import json, eqxbert
-messages = {{}}
-for name, value in {WRONG_TYPES!r}.items():
+messages = []
+for name, value in {WRONG_TYPES!r}:
     try:
         eqxbert.BertConfig.from_dict({{name: value}})
-    except ValueError as error:
-        messages[name] = str(error)
+        messages.append("no error")
+    except Exception as error:
+        messages.append(f"{{type(error).__name__}}: {{error}}")
 print(json.dumps(messages))
 """)
     assert result.returncode == 0, result.stderr
     messages = json.loads(result.stdout)
-    for name in WRONG_TYPES:
-        assert name in messages.get(name, "no error"), name
+    for (name, value), message in zip(WRONG_TYPES, messages, strict=True):
+        assert message.startswith("ValueError: "), (name, value, message)
+        assert name in message, (name, value, message)
+
+
+class TestPrunedHeads:
+    def test_are_sorted_numbers(self):
+        config = BertConfig.from_dict({"pruned_heads": {"10": [3, 1, 3], "2": [0], "5": []}})
+        assert config.pruned_heads == {2: (0,), 10: (1, 3)}
+        assert list(config.pruned_heads) == [2, 10]
+        assert config == BertConfig(pruned_heads={10: (1, 3), 2: (0,)})
+        assert hash(config) == hash(BertConfig(pruned_heads={2: [0], 10: [1, 3]}))
+
+    def test_are_written_as_transformers_4_reads_them(self):
+        config = BertConfig(pruned_heads={10: (1, 3), 2: (0,)})
+        values = json.loads(config.to_json())
+        assert values["pruned_heads"] == {"2": [0], "10": [1, 3]}
+        assert BertConfig.from_dict(values) == config
+        assert "pruned_heads" not in BertConfig().to_dict()
+        assert BertConfig.from_dict({"pruned_heads": None}) == BertConfig()
+
+    def test_leave_the_other_heads(self):
+        config = BertConfig.tiny(num_attention_heads=4, pruned_heads={1: (2, 0)})
+        assert config.kept_heads(0) == (0, 1, 2, 3)
+        assert config.kept_heads(1) == (1, 3)
+        assert config.head_size == 32, "that of the heads that are left"
+
+    @pytest.mark.parametrize(
+        ("pruned", "message"),
+        [
+            ({12: (0,)}, "names layer 12; there are 12, from 0"),
+            ({-1: (0,)}, "names layer -1"),
+            ({0: (12,)}, r"names heads \(12,\) of layer 0; there are 12, from 0"),
+            ({0: (-1, 3)}, r"names heads \(-1, 3\) of layer 0"),
+            ({0: tuple(range(12))}, "takes every head out of layer 0"),
+        ],
+    )
+    def test_must_be_there(self, pruned, message):
+        with pytest.raises(ValueError, match=message):
+            BertConfig(pruned_heads=pruned)
+
+    def test_must_be_there_in_a_smaller_model_too(self):
+        config = BertConfig(pruned_heads={11: (0,)})
+        with pytest.raises(ValueError, match="names layer 11; there are 6"):
+            config.replace(num_hidden_layers=6)
+        assert config.replace(num_hidden_layers=6, pruned_heads={}).pruned_heads == {}
+
+
+GOOGLES = {"vocab_size": 7, "hidden_size": 12, "num_attention_heads": 3, "pooler_type": "x"}
+
+
+class TestGooglesConfiguration:
+    def test_is_read_where_there_is_no_other(self, tmp_path):
+        (tmp_path / "bert_config.json").write_text(json.dumps(GOOGLES))
+        config = BertConfig.from_pretrained(tmp_path)
+        assert config == BertConfig.from_dict(GOOGLES)
+        assert (config.vocab_size, config.extra) == (7, {"pooler_type": "x"})
+        assert json.loads(config.to_json())["model_type"] == "bert"
+        (tmp_path / "config.json").write_text(json.dumps(GOOGLES | {"vocab_size": 8}))
+        assert BertConfig.from_pretrained(tmp_path).vocab_size == 8
+
+    def test_is_named_in_errors(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no config\.json, nor .*bert_config\.json"):
+            BertConfig.from_pretrained(tmp_path)
+        (tmp_path / "bert_config.json").write_text("{")
+        with pytest.raises(ValueError, match=r"bert_config\.json is not valid JSON"):
+            BertConfig.from_pretrained(tmp_path)
+        (tmp_path / "bert_config.json").write_text(json.dumps({"vocab_size": 0}))
+        with pytest.raises(ValueError, match=r"bert_config\.json: vocab_size must be"):
+            BertConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 6000, "{"])

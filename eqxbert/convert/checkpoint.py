@@ -137,19 +137,20 @@ def inspect_checkpoint(
     config, state = BertConfig.from_pretrained(location), read_weights(location)
     found = by_canonical_name(state)
     skeleton = _skeleton(model_class, config, found)
-    in_order = dict.fromkeys(
-        name for name in without_prefix(named_arrays(skeleton)) if name in found
-    )
-    tensors = {
-        name_to_path(name) if has_path(name) else name: found[name].tensor
-        for name in in_order | found
-        if not is_ignored(name)
-    }
     report, problem = None, None
     try:
         report = match(skeleton, state).report
     except CheckpointError as error:
         problem = str(error)
+    in_order = dict.fromkeys(
+        name for name in without_prefix(named_arrays(skeleton)) if name in found
+    )
+    repeats = {} if report is None else report.tied
+    tensors = {
+        name_to_path(name) if has_path(name) else name: found[name].tensor
+        for name in in_order | found
+        if not is_ignored(name) and found[name].name not in repeats
+    }
     return Inspection(model_class.__name__, config, tensors, report, problem)
 
 
@@ -184,6 +185,7 @@ def convert_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{location}: {error}") from None
 
+    found = {name: entry for name, entry in found.items() if not is_ignored(name)}
     heads = {name for name in found if has_path(name) and not name.startswith(BASE)}
     repeats = ()
     if any(name.startswith("cls.predictions.") for name in heads):
@@ -224,13 +226,21 @@ def convert_checkpoint(
 
 def _convert_modules(location: Location, folder: Path) -> None:
     """Writes sentence-transformers' modules that follow the model, each in a folder of its own."""
-    for module in read_json(location, "modules.json", [], expected=list):
-        source = location.child(module["path"])
-        if module["path"] and (config := source.find(CONFIG_FILE)):
-            target = folder / module["path"]
+    modules = read_json(location, "modules.json", [], expected=list)
+    for module in modules:
+        match module:
+            case {"path": str(path), "type": str(kind)}:
+                source = location.child(path)
+            case _:
+                raise ValueError(
+                    f"{location}: modules.json has {module!r:.100} where a module should be, with "
+                    "the texts path and type."
+                )
+        if path and (config := source.find(CONFIG_FILE)):
+            target = folder / path
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(config, target / CONFIG_FILE)
-            if module["type"].endswith(".Dense"):
+            if kind.endswith(".Dense"):
                 tensors = read_weights(source)
                 write_weights({name: tensors[name].read() for name in tensors}, target)
 

@@ -90,10 +90,14 @@ DECODER_BIAS = "cls.predictions.decoder.bias"
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        # transformers' models in TensorFlow.
+        (r":0$", ""),
+        (r"(?<=encoder\.)layer_\._(?=\d)", "layer."),
+        (r"^(mlm|nsp)___cls\.", "cls."),
         # Flax's and TensorFlow's parameters of linear maps (stored transposed: `is_transposed`),
         # and of tables.
         (r"\.kernel$", ".weight"),
-        (r"(?<=_embeddings)\.embedding$", ".weight"),
+        (r"(?<=_embeddings)\.embeddings?$", ".weight"),
         (r"(?<=_embeddings)$", ".weight"),
         # Theirs of a LayerNorm; nothing else is renamed by them.
         (r"(?<=LayerNorm)\.(gamma|scale)$", ".weight"),
@@ -161,7 +165,8 @@ _BERT = re.compile(r"^(decoder\.)?bert\.")
 
 def _apply(table: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
     for expression, template in table:
-        if match := expression.match(text):
+        match = expression.match(text)
+        if match and text.count(".", match.end()) <= 1:  # a module's own array, or an array itself
             return match.expand(template) + text[match.end() :]
     raise KeyError(text)
 
@@ -202,7 +207,7 @@ def is_transposed(name: str) -> bool:
     """Whether a checkpoint's array of that name is a linear map stored (in, out), as Flax and
     TensorFlow do, not (out, in).
     """
-    return name.endswith((".kernel", "/kernel"))
+    return name.removesuffix(":0").endswith((".kernel", "/kernel"))
 
 
 def _strip_wrappers(name: str) -> str:

@@ -39,6 +39,8 @@ class OneBertModel(PretrainedModel):
         **Raises:** `ValueError` if the size is not positive, or the padding token would be gone.
         """
         if pad_to_multiple_of is not None:
+            if pad_to_multiple_of < 1:
+                raise ValueError(f"pad_to_multiple_of must be positive, got {pad_to_multiple_of}.")
             num_tokens = -(-num_tokens // pad_to_multiple_of) * pad_to_multiple_of
         return surgery.resize_token_embeddings(self, num_tokens)
 

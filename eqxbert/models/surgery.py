@@ -4,6 +4,7 @@ Arrays are addressed by their names in checkpoints, of which there is one for ea
 class of the model.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ def prune_heads(model: Model, heads: Mapping[int, Iterable[int]]) -> Model:
     before = model.config
     pruned = {i: set(before.pruned_heads.get(i, ())) for i in range(before.num_hidden_layers)}
     for layer, numbers in heads.items():
-        pruned.setdefault(layer, set()).update(numbers)
+        pruned.setdefault(layer, set()).update(map(operator.index, numbers))
     config = before.replace(pruned_heads={i: tuple(numbers) for i, numbers in pruned.items()})
 
     arrays = without_prefix(named_arrays(model))
@@ -72,6 +73,10 @@ def with_labels(
     model: Model, labels: int | Sequence[str] | Mapping[int, str], *, key: PRNGKeyArray
 ) -> Model:
     """The model with an untrained classifier for other labels."""
+    if isinstance(labels, str):
+        raise ValueError(f"labels must be a number or several names, got the text {labels!r}.")
+    if labels == 0 or (not isinstance(labels, int) and len(labels) == 0):
+        raise ValueError("There must be at least one label, got none.")
     if isinstance(labels, int):
         config = model.config.replace(num_labels=labels)
     elif isinstance(labels, Mapping):

@@ -1,5 +1,7 @@
 """Checkpoints looked at, or written anew, without making a model."""
 
+import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from convert.checkpoints import (
     write_checkpoint,
     write_sharded,
 )
+from convert.dialects import write
+from helpers import tiny_config
 
 import eqxbert
 from eqxbert.convert import CheckpointError, convert_checkpoint, inspect_checkpoint
@@ -142,6 +146,88 @@ def test_the_report_of_a_conversion(tmp_path: Path) -> None:
     assert_same_arrays(arrays_in(tmp_path / "new"), once)
 
 
+def test_an_optimizers_leftovers_are_left_out(tmp_path: Path) -> None:
+    reference = torch_bert(transformers.BertForPreTraining)
+    report = converted(write("tensorflow", tmp_path / "old", reference), tmp_path / "new")
+    expected = as_numpy(reference)
+    del expected["cls.predictions.decoder.weight"], expected["cls.predictions.decoder.bias"]
+    assert_same_arrays(arrays_in(tmp_path / "new"), expected)
+    assert len(report.loaded) == len(expected)
+    pooler = "bert/pooler/dense/kernel"
+    assert set(report.ignored) == {"global_step", f"{pooler}/adam_m", f"{pooler}/adam_v"}
+    assert not set(report.ignored) & report.loaded.keys()
+
+
+def test_a_decoder_of_its_own_stays(tmp_path: Path) -> None:
+    reference = torch_bert(transformers.BertForMaskedLM, tie_word_embeddings=False)
+    with torch.no_grad():
+        reference.cls.predictions.bias.copy_(reference.cls.predictions.decoder.bias)
+    converted(write("torch zip", tmp_path / "old", reference), tmp_path / "new")
+    assert_same_arrays(arrays_in(tmp_path / "new"), as_numpy(reference))
+    found, info = transformers.BertForMaskedLM.from_pretrained(
+        tmp_path / "new", output_loading_info=True
+    )
+    assert not any(info.values())
+    assert_same_arrays(as_numpy(found), as_numpy(reference))
+
+
+def test_a_tied_decoder_that_is_another_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = as_numpy(torch_bert(transformers.BertForMaskedLM))
+    decoder = "cls.predictions.decoder.weight"
+    write_checkpoint(tmp_path / "old", state | {decoder: state[decoder] + 1})
+    report = converted(tmp_path / "old", tmp_path / "new")
+    assert report.overridden == (decoder,)
+    assert set(report.tied) == {decoder, "cls.predictions.decoder.bias"}
+    assert decoder not in report.loaded
+    [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"{decoder}: not equal to the word embeddings" in record.getMessage()
+    del state[decoder], state["cls.predictions.decoder.bias"]
+    assert_same_arrays(arrays_in(tmp_path / "new"), state)
+
+
+def test_two_biases_that_contradict_each_other_are_not_converted(tmp_path: Path) -> None:
+    state = as_numpy(torch_bert(transformers.BertForMaskedLM))
+    bias = "cls.predictions.decoder.bias"
+    write_checkpoint(tmp_path / "old", state | {bias: state[bias] + 1})
+    with pytest.raises(CheckpointError, match="are two names of one array"):
+        converted(tmp_path / "old", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [1],
+        [{"idx": 0}],
+        [{"path": 1, "type": "x.Dense"}],
+        [{"path": "2_Dense", "type": 3}],
+        [{"path": "../2_Dense", "type": "x.Dense"}],
+    ],
+    ids=str,
+)
+def test_modules_that_are_none_are_not_converted(
+    tmp_path: Path, tiny_state: State, modules: Any
+) -> None:
+    write_checkpoint(tmp_path / "old", tiny_state)
+    (tmp_path / "old" / "2_Dense").mkdir()
+    (tmp_path / "old" / "2_Dense" / "config.json").write_text("{}")
+    (tmp_path / "old" / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=str(tmp_path / "old")):
+        converted(tmp_path / "old", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_some_heads_stays_so(tmp_path: Path, key: Any) -> None:
+    model = eqxbert.BertForTokenClassification(tiny_config(), key=key).prune_heads({0: [0, 2]})
+    model.save_pretrained(tmp_path / "old")
+    converted(tmp_path / "old", tmp_path / "new")
+    loaded = eqxbert.BertForTokenClassification.from_pretrained(tmp_path / "new")
+    assert loaded.config.pruned_heads == {0: (0, 2)}
+    assert_same_arrays(loaded, model)
+
+
 def test_looking_at_a_checkpoint(tmp_path: Path, tiny_state: State) -> None:
     write_checkpoint(tmp_path, tiny_state)
     found = inspect_checkpoint(eqxbert.BertModel, tmp_path)
@@ -175,3 +261,13 @@ def test_looking_at_a_quantised_checkpoint(tmp_path: Path, tiny_state: State, dt
     assert found.problem is not None
     assert "Quantised" in found.problem
     assert "encoder.layers.0.attention.query.weight" in str(found)
+
+
+def test_tied_arrays_are_counted_once(tmp_path: Path) -> None:
+    """As in the checkpoints of transformers 4, which had both."""
+    reference = torch_bert(transformers.BertForMaskedLM)
+    write("torch zip", tmp_path, reference)
+    count = sum(parameter.numel() for parameter in reference.parameters())
+    found = inspect_checkpoint(eqxbert.BertForMaskedLM, tmp_path)
+    assert found.problem is None
+    assert f"In all {count:,} parameters" in str(found)

@@ -1,11 +1,20 @@
+from typing import Any
+
 import jax
 import pytest
 import transformers
 from convert.checkpoints import torch_bert
+from convert.dialects import flax_name, tensorflow_name, without_repeats
 from helpers import tiny_config
 
 import eqxbert
-from eqxbert.convert.names import canonical_names, is_ignored, name_to_path, path_to_name
+from eqxbert.convert.names import (
+    canonical_names,
+    is_ignored,
+    is_transposed,
+    name_to_path,
+    path_to_name,
+)
 
 LAYER = "encoder.layer.1.attention.self.query.weight"
 
@@ -90,6 +99,12 @@ def test_distances_have_the_name_that_transformers_4_gave_them(
         "0.model.",
         "base_model.model.",
         "base_model.model.bert.",
+        "params.",
+        "params.bert.",
+        "state_dict.",
+        "state_dict.model.bert.",
+        "model.module.bert.",
+        "module._orig_mod.",
     ],
 )
 def test_prefixes_are_taken_off_every_name(prefix: str) -> None:
@@ -112,6 +127,29 @@ def test_from_an_encoder_decoder_the_encoder_is_taken() -> None:
 def test_the_encoder_of_a_plain_model_is_not_taken_for_an_encoder_decoders() -> None:
     assert canonical_names([LAYER]) == {LAYER: LAYER}
     assert canonical_names(["embeddings.LayerNorm.weight", LAYER])[LAYER] == LAYER
+
+
+@pytest.mark.parametrize("separator", ["/", "."])
+@pytest.mark.parametrize("dialect", [flax_name, tensorflow_name], ids=["flax", "tensorflow"])
+@pytest.mark.parametrize("model_class", MODELS)
+def test_every_name_of_flax_and_tensorflow_becomes_todays(
+    model_class: str, dialect: Any, separator: str
+) -> None:
+    model = torch_bert(getattr(transformers, model_class), **MODELS[model_class])
+    names = {dialect(name).replace("/", separator): name for name in without_repeats(model)}
+    expected = {theirs: name.removeprefix("bert.") for theirs, name in names.items()}
+    assert canonical_names(names) == expected
+    assert {name for name in names if is_transposed(name)} == {
+        name for name in names if name.endswith("kernel")
+    }
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_the_leftovers_of_googles_optimizer_are_ignored(model_class: str) -> None:
+    for name in names_of(model_class):
+        for moment in ("adam_m", "adam_v"):
+            [canonical] = canonical_names([f"{tensorflow_name(name)}/{moment}"]).values()
+            assert is_ignored(canonical), name
 
 
 @pytest.mark.parametrize(

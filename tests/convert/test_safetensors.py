@@ -73,8 +73,6 @@ DAMAGES = {
 
 
 _REASONS = (
-    "is not a valid safetensors file|is empty|is a web page|not the file of weights but git"
-)
     "is not a valid safetensors file|is empty|is a web page|not the file of weights but git's"
 )
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import max_difference, run_python
+from safetensors.torch import load_file
 from sentence_transformers.base.modules import Dense, Normalize
 from text.comparison import TEXTS, assert_same_vectors, read_by_the_original
 from text.tiny import HIDDEN, POSITIONS, edit_json
 from tolerances import FLOAT32
 
 import eqxbert
+from eqxbert.cli import main
 
 # Keys of the dialect before version 5.4: a boolean for each mode.
 OLD_KEYS = {
@@ -150,6 +152,51 @@ def test_a_transformer_in_a_folder_of_its_own(copy):
     modules[0]["path"] = "0_Transformer"
     (copy / "modules.json").write_text(json.dumps(modules))
     assert_same_vectors(copy)
+
+
+def as_torch_files(folder: Path, *, legacy: bool = False) -> None:
+    """Has the weights of every module in a pytorch_model.bin, as before version 2.3."""
+    for path in list(folder.rglob("model.safetensors")):
+        state, target = load_file(path), path.with_name("pytorch_model.bin")
+        torch.save(state, target, _use_new_zipfile_serialization=not legacy)
+        path.unlink()
+
+
+HEAD = (Dense(HIDDEN, 15, use_residual=True), Normalize(), Dense(15, 7, bias=False))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_as_pytorch_saves_them(save_sentence_model, legacy):
+    folder = save_sentence_model(*HEAD)
+    before = assert_same_vectors(folder, 7)
+    as_torch_files(folder, legacy=legacy)
+    assert not list(folder.rglob("*.safetensors"))
+    assert np.array_equal(assert_same_vectors(folder, 7), before)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_convert_makes_them_safetensors(save_sentence_model, tmp_path, legacy):
+    folder = save_sentence_model(*HEAD)
+    before = assert_same_vectors(folder, 7)
+    as_torch_files(folder, legacy=legacy)
+    assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
+    assert not list((tmp_path / "new").rglob("*.bin"))
+    assert np.array_equal(assert_same_vectors(tmp_path / "new", 7), before)
+    assert main(["convert", str(folder), str(folder)]) == 0
+    assert np.array_equal(assert_same_vectors(folder, 7), before)
+
+
+def test_the_path_of_the_transformers_weights(save_sentence_model, tmp_path):
+    """The other modules keep theirs in files of their own, whose names may be others."""
+    folder = save_sentence_model(*HEAD)
+    before = assert_same_vectors(folder, 7)
+    weights = folder / "pytorch_model.bin"
+    torch.save(load_file(folder / "model.safetensors"), weights)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    encoder = eqxbert.SentenceEncoder.from_pretrained(weights)
+    assert np.array_equal(encoder.encode(TEXTS), before)
+    assert main(["convert", str(weights), str(tmp_path / "new")]) == 0
+    assert np.array_equal(assert_same_vectors(tmp_path / "new", 7), before)
 
 
 def test_a_plain_bert_gets_mean_pooling(tiny_bert, caplog):

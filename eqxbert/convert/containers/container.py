@@ -36,7 +36,7 @@ def read_container(path: Path) -> dict[str, LazyTensor]:
         return read_torch(path)
     if tail == _LEVELDB_FOOTER:
         return read_tensorflow(path)
-    if head[:1] and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):  # a map
+    if _is_map(head):
         return read_flax(path)
     what = _what_it_is(head)
     if what is None and path.suffix == ".safetensors":
@@ -46,6 +46,12 @@ def read_container(path: Path) -> dict[str, LazyTensor]:
         f"{path} ({path.stat().st_size:,} bytes) {what}. Read are safetensors, PyTorch's pickles, "
         "Flax's msgpack, and TensorFlow 1's checkpoints (by their .index)."
     )
+
+
+def _is_map(head: bytes) -> bool:
+    """Whether a file begins as a map of msgpack. (One of nine entries has HDF5's first byte.)"""
+    first = head[0] if head else 0
+    return not head.startswith(_HDF5) and (0x80 <= first <= 0x8F or first in (0xDE, 0xDF))
 
 
 def _what_it_is(head: bytes) -> str | None:
