@@ -11,7 +11,16 @@ import transformers
 from helpers import max_difference
 from tolerances import ERROR_RATIO, FLOAT32, FLOAT32_GRADIENT
 
-from eqxbert.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout, get_activation, split_key
+from eqxbert.nn import (
+    ACTIVATIONS,
+    Activation,
+    Embedding,
+    LayerNorm,
+    Linear,
+    dropout,
+    get_activation,
+    split_key,
+)
 
 BATCHES = [(), (2,), (2, 3)]
 
@@ -125,24 +134,59 @@ def test_split_key_of_none_is_nones(key):
     assert len({str(jax.random.key_data(k)) for k in split_key(key, 3) if k is not None}) == 3
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+def reference_activation(name: str) -> torch.nn.Module:
+    if name == "xielu":  # its parameters are in bfloat16 unless asked for otherwise
+        return transformers.activations.XIELUActivation(dtype=torch.float32)
+    return transformers.activations.ACT2FN[name]
+
+
+ALL_ACTIVATIONS = tuple(transformers.activations.ACT2CLS)
+POINTS = np.concatenate([np.linspace(-12, 12, 1001), [-0.5, 0.0, 3.0]]).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ALL_ACTIVATIONS)
 def test_activation_equals_transformers(name):
-    x = np.concatenate([np.linspace(-12, 12, 1001), [-0.5, 0.0, 3.0]]).astype(np.float32)
-    theirs = torch.tensor(x, requires_grad=True)
-    expected = transformers.activations.ACT2FN[name](theirs)
+    theirs = torch.tensor(POINTS, requires_grad=True)
+    expected = reference_activation(name)(theirs)
     expected.sum().backward()
-    ours = get_activation(name)
+    ours = Activation(name)
     assert theirs.grad is not None
-    assert max_difference(ours(jnp.asarray(x)), expected.detach()) < FLOAT32
+    assert max_difference(ours(jnp.asarray(POINTS)), expected.detach()) < FLOAT32
     # relu6 and its kin have corners, where each library picks a side.
-    smooth = ~np.isin(x, [0.0, -3.0, 3.0, 6.0, -10.0, 10.0])
-    gradient = jax.vmap(jax.grad(lambda x: ours(x)))(jnp.asarray(x))
+    smooth = ~np.isin(POINTS, [0.0, -3.0, 3.0, 6.0, -10.0, 10.0])
+    gradient = jax.vmap(jax.grad(lambda x: ours(x)))(jnp.asarray(POINTS))
     difference = max_difference(np.asarray(gradient)[smooth], theirs.grad.numpy()[smooth])
     assert difference < FLOAT32_GRADIENT
 
 
-def test_the_table_has_every_activation_that_needs_no_parameters():
-    assert set(transformers.activations.ACT2CLS) - set(ACTIVATIONS) == {"prelu", "xielu"}
+@pytest.mark.parametrize("name", ALL_ACTIVATIONS)
+def test_parameters_of_activations_start_and_learn_as_in_transformers(name):
+    reference = reference_activation(name)
+    ours = Activation(name)
+    expected = dict(reference.named_parameters())
+    assert ours.parameters.keys() == expected.keys()
+    if not expected:
+        return
+    reference(torch.tensor(POINTS)).sum().backward()
+    gradient = jax.grad(lambda activation: jnp.sum(activation(jnp.asarray(POINTS))))(ours)
+    for key, parameter in expected.items():
+        assert max_difference(ours.parameters[key], parameter.detach()) < FLOAT32
+        scale = parameter.grad.abs().max().item()
+        difference = max_difference(gradient.parameters[key], parameter.grad)
+        assert difference < FLOAT32_GRADIENT * scale
+
+
+@pytest.mark.parametrize("name", ALL_ACTIVATIONS)
+def test_activations_in_half_precision_are_rounded_only_at_the_end(name):
+    x = jnp.asarray(POINTS, jnp.bfloat16)
+    activation = jax.tree.map(lambda p: p.astype(jnp.bfloat16), Activation(name))
+    exact = jax.tree.map(lambda p: p.astype(jnp.float32), activation)(x.astype(jnp.float32))
+    assert activation(x).dtype == jnp.bfloat16
+    assert np.array_equal(activation(x), exact.astype(jnp.bfloat16))
+
+
+def test_activations_with_parameters_are_not_in_the_table_of_functions():
+    assert set(ALL_ACTIVATIONS) - set(ACTIVATIONS) == {"prelu", "xielu"}
 
 
 def test_gelu_is_the_exact_one():
