@@ -14,8 +14,11 @@ AttentionMask = Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."]
 """Of shape `(*batch, seq)` or `(*batch, seq, seq)`; see `BertModel`."""
 
 
-def check_array(name: str, array: Any, kind: type, what: str) -> None:
-    """Checks that `array` is an array of JAX or NumPy whose dtype is of this `kind`.
+def check_array(
+    name: str, array: Any, kinds: type | tuple[type, ...], what: str
+) -> None:
+    """Checks that `array` is an array of JAX or NumPy whose dtype is of one of these
+    `kinds`.
 
     **Raises:** `ValueError` that names the argument and says what it is, and that it should be
     `what`.
@@ -26,7 +29,8 @@ def check_array(name: str, array: Any, kind: type, what: str) -> None:
             "eqxbert.Tokenizer or eqxbert.SentenceEncoder; lists and the like through "
             "numpy.asarray(...)."
         )
-    if not jnp.issubdtype(array.dtype, kind):
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise ValueError(f"{name} must hold {what}, got an array of {array.dtype}.")
 
 

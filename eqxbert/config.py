@@ -319,6 +319,11 @@ def _numbered(name: str, values: Any) -> dict[int, Any]:
 def _settle_labels(config: BertConfig) -> None:
     """Fills in whichever of `num_labels`, `id2label` and `label2id` were not given."""
     num_labels, id2label, label2id = config.num_labels, config.id2label, config.label2id
+    for name, labels in {"id2label": id2label, "label2id": label2id}.items():
+        if not isinstance(labels, Mapping):
+            raise ValueError(f"{name} must be a dictionary, got {labels!r}.")
+    if not id2label and len(set(label2id.values())) < len(label2id):
+        raise ValueError(f"label2id gives several labels the same number: {dict(label2id)!r}.")
     id2label = id2label or {index: label for label, index in label2id.items()}
     id2label = id2label or {index: f"LABEL_{index}" for index in range(num_labels or 2)}
     if num_labels not in (0, len(id2label)):
@@ -329,7 +334,7 @@ def _settle_labels(config: BertConfig) -> None:
     id2label = dict(sorted(id2label.items()))
     if list(id2label) != list(range(len(id2label))):
         raise ValueError(f"id2label must number its labels 0, 1, 2, ...; got {list(id2label)}.")
-    if len(label2id) != len(id2label):
+    if {index: label for label, index in label2id.items()} != id2label:
         label2id = {label: index for index, label in id2label.items()}
     object.__setattr__(config, "num_labels", len(id2label))
     object.__setattr__(config, "id2label", FrozenDict(id2label))
@@ -416,6 +421,11 @@ def _check_values(config: BertConfig) -> None:
             "add_cross_attention is True but is_decoder is False: only decoders attend to an "
             "encoder. Set is_decoder=True as well."
         )
+    names = config.architectures
+    if names is not None and not (
+        isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"architectures must be a list of names, got {names!r}.")
     if not isinstance(config.hidden_act, str):
         raise ValueError(
             f"hidden_act must be the name of an activation, got {config.hidden_act!r}."

@@ -166,6 +166,11 @@ def _why_missing(report: LoadReport, missing: list[str]) -> str:
             "The checkpoint was saved without a pooler. Pass add_pooling_layer=False to do without "
             "one too, or key=jax.random.key(0) for an untrained one."
         )
+    if missing == [DECODER_WEIGHT]:
+        return (
+            "In this checkpoint the decoder is tied to the word embeddings. Leave "
+            "tie_word_embeddings True; or, for a new decoder, pass key=jax.random.key(0)."
+        )
     if not report.loaded:
         return (
             "None of its names belongs to a BERT. It has "

@@ -78,8 +78,8 @@ def load(
         (`add_pooling_layer=False`).
 
     **Raises:** `CheckpointError` (a `ValueError`) listing every array that is missing, has the
-    wrong shape or has no place; `ValueError` for files that are damaged or not a BERT's;
-    `FileNotFoundError` and `ConnectionError` if there are none.
+    wrong shape or, of the base model, has no place; `ValueError` for files that are damaged or not
+    a BERT's; `FileNotFoundError` and `ConnectionError` if there are none.
     """
     location = path_or_id
     if not isinstance(location, Location):
@@ -114,6 +114,14 @@ def load(
             location,
             ", ".join(report.initialized),
             ", or has them in another shape" if report.mismatched else "",
+        )
+    trained_as = config.architectures or ()
+    if "classifier.weight" in report.loaded.values() and model_class.__name__ not in trained_as:
+        logger.warning(
+            "%s: the classifier of %s is taken for that of %s.",
+            location,
+            " and ".join(trained_as) or "an unnamed class",
+            model_class.__name__,
         )
     return Loaded(model, config, report)
 

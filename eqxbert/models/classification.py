@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
@@ -13,6 +14,7 @@ from ..config import BertConfig
 from ..nn import (
     IGNORED_LABEL,
     Linear,
+    as_int32,
     binary_cross_entropy,
     cross_entropy,
     mean_squared_error,
@@ -51,6 +53,8 @@ class BertForSequenceClassification(TaskModel):
 
         - `labels`: their number, or their names.
         - `key`: a PRNG key for the classifier.
+
+        **Raises:** `ValueError` if there are no labels, or two have the same name.
         """
         return with_labels(self, labels, key=key)
 
@@ -168,6 +172,8 @@ class BertForTokenClassification(TaskModel):
 
         - `labels`: their number, or their names.
         - `key`: a PRNG key for the classifier.
+
+        **Raises:** `ValueError` if there are no labels, or two have the same name.
         """
         return with_labels(self, labels, key=key)
 
@@ -278,8 +284,9 @@ def _sequence_loss(
 ) -> Float[Array, ""]:
     *batch, classes = logits.shape
     problem_type = config.problem_type
+    if not (hasattr(labels, "dtype") and labels.dtype == bool):
+        check_array("labels", labels, (np.floating, np.integer), "numbers")
     if problem_type is None:
-        check_array("labels", labels, np.number, "numbers")
         if classes == 1:
             problem_type = "regression"
         elif jnp.issubdtype(labels.dtype, np.integer):
@@ -290,11 +297,18 @@ def _sequence_loss(
         check_labels("labels", labels, classes, "num_labels", tuple(batch))
         return cross_entropy(logits, labels)
     if problem_type == "regression":
-        check_array("labels", labels, np.number, "numbers")
         shapes = [tuple(batch), logits.shape] if classes == 1 else [logits.shape]
         check_shape("labels", labels, *shapes)
         return mean_squared_error(logits, jnp.reshape(labels, logits.shape))
     check_shape("labels", labels, logits.shape)
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels).astype(np.float64)
+        wrong = values[~((values >= 0) & (values <= 1))]
+        if wrong.size:
+            raise ValueError(
+                f"labels contains {wrong.flat[0]}; for multi-label classification each must be the "
+                "probability that a class holds, from 0 to 1."
+            )
     return binary_cross_entropy(logits, labels)
 
 
@@ -304,5 +318,5 @@ def _position_loss(
     *batch, seq = logits.shape
     check_array(name, positions, np.integer, "integers")
     check_shape(name, positions, tuple(batch))
-    clamped = jnp.clip(positions, 0, seq)
+    clamped = jnp.clip(as_int32(positions), 0, seq)
     return cross_entropy(logits, jnp.where(clamped == seq, IGNORED_LABEL, clamped))

@@ -17,6 +17,7 @@ from ..nn import (
     Linear,
     accumulation_dtype,
     align_trailing,
+    as_int32,
     cross_entropy,
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
@@ -252,7 +253,8 @@ def _word_logits(
         check_ids("masked_positions", positions, seq, "the sequence's length")
         check_shape("masked_positions", positions, (*batch, *positions.shape[-1:]))
         # Beyond the end there is nothing to take: NaN. Negative ones would count from the end.
-        index = jnp.where(positions < 0, seq, positions)[..., None]
+        index = as_int32(positions)[..., None]
+        index = jnp.where(index < 0, seq, index)
         states = jnp.take_along_axis(states, index, axis=-2, mode="fill", fill_value=jnp.nan)
     return model.lm_head(states, model.bert.embeddings.word.weight)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..convert.matching import named_arrays, without_prefix
 from ..convert.names import DECODER_WEIGHT, LM_BIAS, WORDS
-from ..convert.state_dict import with_arrays
+from ..convert.state_dict import with_arrays, with_config
 from ..nn import Linear, accumulation_dtype
 
 Model = TypeVar("Model", bound=Any)
@@ -40,12 +40,12 @@ def _resized(table: Float[Array, "rows *row"], rows: int) -> Float[Array, "new_r
 def prune_heads(model: Model, heads: Mapping[int, Iterable[int]]) -> Model:
     """See `PretrainedModel.prune_heads`."""
     before = model.config
+    arrays = without_prefix(named_arrays(with_config(model, before)))  # the two must agree
     pruned = {i: set(before.pruned_heads.get(i, ())) for i in range(before.num_hidden_layers)}
     for layer, numbers in heads.items():
         pruned.setdefault(layer, set()).update(map(operator.index, numbers))
     config = before.replace(pruned_heads={i: tuple(numbers) for i, numbers in pruned.items()})
 
-    arrays = without_prefix(named_arrays(model))
     for i in range(config.num_hidden_layers):
         kept = set(config.kept_heads(i))
         present = before.kept_heads(i)
@@ -73,16 +73,17 @@ def with_labels(
     model: Model, labels: int | Sequence[str] | Mapping[int, str], *, key: PRNGKeyArray
 ) -> Model:
     """The model with an untrained classifier for other labels."""
-    if isinstance(labels, str):
-        raise ValueError(f"labels must be a number or several names, got the text {labels!r}.")
-    if labels == 0 or (not isinstance(labels, int) and len(labels) == 0):
-        raise ValueError("There must be at least one label, got none.")
     if isinstance(labels, int):
-        config = model.config.replace(num_labels=labels)
+        names = {i: f"LABEL_{i}" for i in range(labels)}
     elif isinstance(labels, Mapping):
-        config = model.config.replace(id2label=dict(labels))
+        names = dict(labels)
+    elif isinstance(labels, Sequence) and not isinstance(labels, str):
+        names = dict(enumerate(labels))
     else:
-        config = model.config.replace(id2label=dict(enumerate(labels)))
+        raise ValueError(f"labels must be a number or the names in order, got {labels!r}.")
+    if not names or len(set(names.values())) < len(names):
+        raise ValueError(f"There must be labels, each with a name of its own, got {labels!r}.")
+    config = model.config.replace(id2label=names)
     old = model.classifier.weight
     new = Linear(
         old.shape[1], config.num_labels, initializer_range=config.initializer_range, key=key

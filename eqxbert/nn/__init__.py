@@ -27,4 +27,5 @@ from .normalization import LayerNorm as LayerNorm
 from .numerics import (
     accumulation_dtype as accumulation_dtype,
     align_trailing as align_trailing,
+    as_int32 as as_int32,
 )

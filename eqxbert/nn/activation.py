@@ -113,10 +113,12 @@ def get_activation(name: str) -> Function:
     """
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
-    known = f"Known are: {', '.join(ACTIVATIONS)}."
     if name in _TRAINED:
-        raise ValueError(f"The activation {name!r} has trained parameters. {known}")
-    raise ValueError(f"Unknown activation {name!r}. {known} {', '.join(_TRAINED)}.")
+        raise ValueError(
+            f"The activation {name!r} has trained parameters; it needs an eqxbert.nn.Activation."
+        )
+    known = ", ".join([*ACTIVATIONS, *_TRAINED])
+    raise ValueError(f"Unknown activation {name!r}. Known are: {known}.")
 
 
 def prelu(x: Float[Array, "*shape"], *, weight: Float[Array, " one"]) -> Float[Array, "*shape"]:

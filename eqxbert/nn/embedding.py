@@ -41,7 +41,11 @@ class Embedding(eqx.Module):
         the nearest thing to an error that compiled code has (indexing would silently clamp it to
         the last row).
         """
-        rows = self.weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        rows = (
+            jnp.asarray(self.weight)
+            .at[ids]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        )
         if self.padding_id is None:
             return rows
         is_padding = (jnp.asarray(ids) == self.padding_id)[..., None]

@@ -1,7 +1,8 @@
 """What several blocks need to say about dtypes and shapes."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+import numpy as np
+from jaxtyping import Array, Int, Int32, Shaped
 from numpy import dtype
 
 
@@ -9,6 +10,16 @@ def accumulation_dtype(x: Shaped[Array, "..."]) -> dtype:
     """The dtype sums over `x` are taken in: that of `x`, but never less than float32."""
     # Not `jnp.promote_types`, which refuses under `jax_numpy_dtype_promotion="strict"`.
     return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def as_int32(ids: Int[Array | np.ndarray, "*shape"]) -> Int32[Array, "*shape"]:
+    """Integers as int32, in which they can be compared with any size. (A narrower dtype would make
+    the size wrap around; 64 bits, where JAX has none, the integers.)
+    """
+    if isinstance(ids, np.ndarray):
+        bounds = np.iinfo(np.int32)
+        ids = np.clip(ids.astype(np.int64), bounds.min, bounds.max)
+    return jnp.asarray(ids, jnp.int32)
 
 
 def align_trailing(x: Shaped[Array, "..."], to: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

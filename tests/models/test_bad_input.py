@@ -113,7 +113,8 @@ UNTYPED = {
     "BertForSequenceClassification": [
         ("ids, labels=ids", "labels has shape (2, 5), expected (2,)"),
         ("ids, labels=1.0 * two", "labels has shape (2,), expected (2, 2)"),
-        ("ids, labels=two == 0", "labels must hold numbers, got an array of bool"),
+        ("ids, labels=two == 0", "labels has shape (2,), expected (2, 2)"),
+        ("ids, labels=1j * two", "labels must hold numbers, got an array of complex128"),
         ("ids, labels=['good', 'bad']", "labels must be an array of numbers, got list"),
         ("ids, kind='regression', labels=two", "labels has shape (2,), expected (2, 2)"),
         ("ids, kind='regression', labels=[1, 2]", "labels must be an array of numbers, got list"),

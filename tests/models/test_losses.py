@@ -93,6 +93,21 @@ def test_in_half_precision_it_is_computed_in_float32(model, dtype):
     assert rms_error(ours) <= ERROR_RATIO * rms_error(theirs)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_loss_of_words_is_that_of_scores_that_were_not_rounded(dtype):
+    """Those that are returned have the model's dtype."""
+    model = same_model(reference_model(BertForMaskedLM), dtype)
+    inputs = labelled_inputs(BertForMaskedLM)
+    out = model(**inputs, output_hidden_states=True)
+    scores = model.lm_head(out.hidden_states[-1], model.bert.embeddings.word.weight)
+    assert scores.dtype == jnp.float32
+    assert out.logits.dtype == dtype
+    counts = inputs["labels"] != IGNORED_LABEL
+    labels = inputs["labels"][counts]
+    expected = -log_probabilities(scores)[counts][range(len(labels)), labels].mean()
+    assert abs(float(out.loss) - expected) < FLOAT32
+
+
 class TestSequenceClassification:
     @pytest.mark.parametrize(
         ("num_labels", "problem_type", "shape", "dtype"),
@@ -115,7 +130,8 @@ class TestSequenceClassification:
         reference = reference_model(BertForSequenceClassification, **changes)
         model = same_model(reference)
         assert model.config.problem_type == problem_type
-        labels = num_labels * np.random.default_rng(0).random(shape)
+        limit = num_labels if dtype.startswith("int") else 1  # of classes, or of probabilities
+        labels = limit * np.random.default_rng(0).random(shape)
         inputs = random_inputs() | {"labels": labels.astype(dtype)}
         expected = reference(**as_torch(inputs)).loss
         expected.backward()
@@ -139,6 +155,21 @@ class TestSequenceClassification:
             assert abs(float(model(**inputs, labels=classes).loss) - single) < FLOAT32
             assert abs(float(model(**inputs, labels=answers).loss) - several) < FLOAT32
         assert model.config.problem_type is None
+
+    def test_answers_may_be_booleans(self):
+        model = same_model(reference_model(BertForSequenceClassification, num_labels=4))
+        answers = np.random.default_rng(0).random((2, 4)) < 0.5
+        inputs = random_inputs()
+        expected = model(**inputs, labels=answers.astype(np.float32)).loss
+        assert model(**inputs, labels=answers).loss == expected
+
+    @pytest.mark.parametrize("wrong", [-0.5, 1.5, np.nan])
+    def test_answers_that_are_no_probabilities(self, wrong):
+        model = same_model(reference_model(BertForSequenceClassification, num_labels=4))
+        answers = np.zeros((2, 4), np.float32)
+        answers[1, 2] = wrong
+        with pytest.raises(ValueError, match=f"labels contains {wrong}; .* from 0 to 1"):
+            model(**random_inputs(), labels=answers)
 
     def test_scores_may_be_integers(self):
         model = same_model(reference_model(BertForSequenceClassification, num_labels=1))
