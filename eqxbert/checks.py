@@ -14,9 +14,7 @@ AttentionMask = Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."]
 """Of shape `(*batch, seq)` or `(*batch, seq, seq)`; see `BertModel`."""
 
 
-def check_array(
-    name: str, array: Any, kinds: type | tuple[type, ...], what: str
-) -> None:
+def check_array(name: str, array: Any, kinds: type | tuple[type, ...], what: str) -> None:
     """Checks that `array` is an array of JAX or NumPy whose dtype is of one of these
     `kinds`.
 
