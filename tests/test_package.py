@@ -59,7 +59,13 @@ def test_imports_point_one_way(path):
 
 
 def test_import_checker_sees_imports():
-    assert imported_parts(PACKAGE / "models" / "bert.py") == {"checks", "config", "nn", "outputs", "models"}
+    assert imported_parts(PACKAGE / "models" / "bert.py") == {
+        "checks",
+        "config",
+        "nn",
+        "outputs",
+        "models",
+    }
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)

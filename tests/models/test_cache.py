@@ -1,6 +1,5 @@
 """Decoding with a cache against the whole sequence at once, on the last layer."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, max_difference, tiny_config
+from quick_jit import quick_jit
 from tolerances import ERROR_RATIO, FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 from eqxbert import BertForCausalLM, BertModel
@@ -40,9 +40,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "relative_key_query": {"position_embedding_type": "relative_key_query"},
     "pruned cross": {"add_cross_attention": True},
 }
-
-# Compiled without optimisation, which takes half the time.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def decoder(kind: str = "plain", dtype: Any = None, **changes: Any) -> BertForCausalLM:
@@ -244,6 +241,16 @@ def test_positions_may_be_shared_by_the_batch():
     assert max_difference(outputs[0].logits, counted.logits) > FLOAT32
 
 
+def test_positions_that_are_given_play_no_part_in_relative_ones():
+    """With a cache as without."""
+    model = decoder("relative_key")
+    options = {"position_ids": np.array([4, 2, 0], np.int32)}
+    whole = call(model, IDS[:, :3], None, {})
+    for cache in ({}, {"cache": model.init_cache(ROWS, SLOTS)}):
+        out = call(model, IDS[:, :3], None, options | cache)
+        assert max_difference(out.logits, whole.logits) < FLOAT32
+
+
 def test_gradients_through_a_cache():
     """They flow through the keys and values of earlier calls."""
     model = decoder()
@@ -326,6 +333,9 @@ def test_wrong_caches():
         model(IDS[0], cache=cache)
     with pytest.raises(ValueError, match="of a model with 1 layers, this one has 2"):
         model(IDS[:2], cache=decoder(num_hidden_layers=1).init_cache(2, SLOTS))
+    pruned = model.prune_heads({1: [0]})
+    with pytest.raises(ValueError, match=r"The cache .* 3 heads .* 2"):
+        pruned(IDS[:2], cache=cache)
     with pytest.raises(ValueError, match=r"has shape \(2, 7, 7\), expected \(2, 7\)"):
         model(IDS[:2], np.ones((2, 7, 7), bool), cache=cache)
     for arguments in ((0, 4), (2, 0), ((2, -1), 4)):

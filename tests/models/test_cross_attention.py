@@ -1,7 +1,6 @@
 """Attention to an encoder's output, against transformers' PyTorch classes: outputs, gradients."""
 
 import json
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +12,7 @@ import torch
 from generation.references import reference_decoder, same_decoder
 from helpers import TINY, max_difference, run_python, tiny_config
 from parity import as_torch, random_inputs, reference_model, same_model
+from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 from eqxbert import BertForCausalLM, BertModel
@@ -25,9 +25,6 @@ RNG = np.random.default_rng(0)
 STATES = RNG.normal(size=(2, ENCODER_SEQ, 12)).astype(np.float32)
 ENCODER_MASK = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]], np.int32)
 OUTPUTS = {"output_hidden_states": True, "output_attentions": True}
-
-# Compiled without optimisation, which takes half the time.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @quick_jit

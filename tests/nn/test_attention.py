@@ -8,7 +8,7 @@ import torch
 from helpers import max_difference, run_python
 from tolerances import FLOAT32
 
-from eqxbert.nn import Attention, causal_mask, dot_product_attention, key_mask, pair_mask
+from eqxbert.nn import Attention, KVCache, causal_mask, dot_product_attention, key_mask, pair_mask
 
 Q_SEQ, KV_SEQ, HEADS, HEAD_SIZE = 5, 7, 3, 4
 
@@ -138,9 +138,7 @@ def test_module_equals_pytorchs_multi_head_attention(key):
     x = rng.normal(size=(2, Q_SEQ, hidden)).astype(np.float32)
     states = rng.normal(size=(2, KV_SEQ, hidden)).astype(np.float32)
 
-    output, weights = ours(
-        jnp.asarray(x), key_value_states=jnp.asarray(states), return_weights=True
-    )
+    output, weights = ours(jnp.asarray(x), ours.project(jnp.asarray(states)), return_weights=True)
     with torch.no_grad():
         expected, expected_weights = theirs(
             torch.tensor(x), torch.tensor(states), torch.tensor(states), average_attn_weights=False
@@ -156,8 +154,46 @@ def test_relative_positions_count_from_the_end_of_the_keys(key):
     )
     x = jax.random.normal(key, (5, 12))
     full, _ = attention(x)
-    last, _ = attention(x[3:], key_value_states=x)
+    last, _ = attention(x[3:], attention.project(x))
     assert max_difference(last, full[3:]) < FLOAT32
+
+
+@pytest.mark.parametrize("position_type", ["relative_key", "relative_key_query"])
+def test_relative_positions_may_be_given(position_type, key):
+    """As for keys in other places than in the order of their positions."""
+    attention = Attention(
+        12, 3, position_type=position_type, max_positions=9, initializer_range=0.5, key=key
+    )
+    x = jax.random.normal(key, (2, 5, 12))
+    full, _ = attention(x)
+    order = np.array([[4, 2, 0, 3, 1], [0, 1, 4, 3, 2]])
+    shuffled = jnp.take_along_axis(x, order[..., None], axis=1)
+    positions = jnp.asarray(order + 4)  # only distances count
+    moved, _ = attention(shuffled, attention.project(shuffled), positions=(positions, positions))
+    assert (
+        max_difference(moved, np.take_along_axis(np.asarray(full), order[..., None], 1)) < FLOAT32
+    )
+    alone, _ = attention(
+        x[:, 3:],
+        attention.project(shuffled),
+        positions=(jnp.full((2, 2), 7).at[:, 1].set(8), positions),
+    )
+    assert max_difference(alone, full[:, 3:]) < FLOAT32
+
+
+def test_keys_and_values_in_slots(key):
+    """Written into a larger cache, with the others masked, they give what they give alone."""
+    attention = Attention(12, 3, initializer_range=0.5, key=key)
+    x = jax.random.normal(key, (2, 5, 12))
+    expected, _ = attention(x)
+    cache = KVCache.empty((2,), 8, 3, 4, x.dtype)
+    cache = cache.write(attention.project(x[:, :3]), jnp.asarray(1))
+    cache = cache.write(attention.project(x[:, 3:]), jnp.asarray(4))
+    mask = (jnp.arange(8) >= 1) & (jnp.arange(8) < 6)
+    output, _ = attention(x, cache, mask[None, None, None])
+    assert max_difference(output, expected) < FLOAT32
+    assert not cache.keys[..., 0, :].any()
+    assert not cache.values[..., 6:, :].any()
 
 
 def test_more_positions_than_are_embedded(key):

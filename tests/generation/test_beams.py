@@ -1,0 +1,229 @@
+"""Beam search against transformers', token for token and score for score, and against a search
+through everything.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from generation.references import (
+    EOS,
+    Markov,
+    log_probabilities,
+    our_tokens,
+    padded,
+    random_prompts,
+    reference_decoder,
+    same_decoder,
+    their_tokens,
+)
+from helpers import max_difference
+from tolerances import FLOAT32
+
+from eqxbert import BertForCausalLM, generate
+
+ROWS, PROMPT, NEW = 8, 2, 12
+COUNTS = np.array([[start, start + 1] for start in range(9, 9 + ROWS)], np.int32)
+
+
+@pytest.fixture(scope="module")
+def pairs(trained) -> dict[str, tuple[BertForCausalLM, Any, np.ndarray]]:
+    """Models here and in transformers, and prompts for them."""
+    reference = reference_decoder(5, likely=20, num_hidden_layers=1)
+    random = same_decoder(reference).with_config(trained[0].config)  # one program serves both
+    return {
+        "random": (random, reference, random_prompts(ROWS, PROMPT)),
+        "trained": (*trained, COUNTS),
+    }
+
+
+def assert_same_beams(pair: tuple, prompts: np.ndarray, **options: Any) -> list[list[int]]:
+    model, reference = pair[:2]
+    options = {"max_new_tokens": NEW, "eos_token_id": EOS} | options
+    expected, scores = their_tokens(reference, prompts, **options)
+    assert scores is not None
+    out = generate(model, prompts, **options)
+    assert our_tokens(out, prompts.shape[-1]) == expected
+    ours = np.asarray(out.scores).reshape(-1)
+    assert max_difference(ours / np.abs(scores), np.sign(scores)) < FLOAT32
+    return expected
+
+
+GRID = [
+    {"num_beams": 2},
+    {"num_beams": 3, "early_stopping": True, "num_return_sequences": 3},
+    {"num_beams": 3, "early_stopping": "never", "num_return_sequences": 2},
+    {"num_beams": 3, "length_penalty": 0.0, "early_stopping": "never", "num_return_sequences": 3},
+    {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 3},
+    {"num_beams": 3, "length_penalty": 2.0, "early_stopping": "never", "num_return_sequences": 3},
+    {"num_beams": 4, "length_penalty": -1.0, "num_return_sequences": 4},
+    {"num_beams": 4, "length_penalty": -0.5, "early_stopping": "never", "num_return_sequences": 2},
+    {"num_beams": 4, "length_penalty": 3.0, "early_stopping": True, "num_return_sequences": 4},
+]
+
+
+@pytest.mark.parametrize("options", GRID, ids=str)
+def test_beams_equal_transformers(pairs, options):
+    lengths = set()
+    for model, reference, prompts in pairs.values():
+        expected = assert_same_beams((model, reference), prompts, **options)
+        lengths |= set(map(len, expected))
+    assert len(lengths) > 2  # they end in several places
+
+
+def test_two_layers_and_several_ends():
+    reference = reference_decoder(1)
+    model = same_decoder(reference)
+    prompts = random_prompts(4, 5)
+    free, _ = their_tokens(reference, prompts, max_new_tokens=NEW)
+    counts = np.bincount([token for row in free for token in row[4:]])
+    ends = np.argsort(counts)[-2:].tolist()
+    options = {"num_beams": 3, "num_return_sequences": 3, "eos_token_id": ends}
+    expected = assert_same_beams((model, reference), prompts, **options)
+    assert {row[-1] for row in expected} == set(ends)
+
+
+def test_without_an_end(pairs):
+    """A model whose configuration has none."""
+    expected = assert_same_beams(pairs["random"], COUNTS, num_beams=2, eos_token_id=None)
+    assert {len(row) for row in expected} == {NEW}
+
+
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_rows_of_any_length_are_continued_as_if_each_were_alone(pairs, side):
+    model, reference, _ = pairs["trained"]
+    rows = [[8, 9, 10, 11], [12], [16, 17], [9, 11, 12]]
+    options = {"max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 3}
+    expected = [
+        tokens for row in rows for tokens in their_tokens(reference, np.array([row]), **options)[0]
+    ]
+    ids, mask = padded(rows, side)
+    out = generate(model, ids, mask, eos_token_id=EOS, **options)
+    assert out.sequences.shape[:2] == (4, 3)
+    assert our_tokens(out, ids.shape[1]) == expected
+
+
+def test_scores_are_those_of_the_sequences(pairs):
+    model, _, prompts = pairs["random"]
+    options = {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 3}
+    out = generate(model, prompts, max_new_tokens=NEW, eos_token_id=EOS, **options)
+    assert np.all(np.diff(out.scores, axis=1) <= 0)
+    for index in np.ndindex(out.lengths.shape):
+        length = int(out.lengths[index])
+        tokens = out.sequences[index][: PROMPT + length].tolist()
+        expected = log_probabilities(model, tokens, PROMPT).sum() / length**2
+        assert abs(float(out.scores[index]) - expected) < FLOAT32
+
+
+def test_axes_of_the_batch(pairs):
+    model, _, prompts = pairs["random"]
+    options = {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 3}
+    options |= {"max_new_tokens": NEW, "eos_token_id": EOS}
+    flat = generate(model, prompts, **options)
+    out = generate(model, prompts.reshape(2, 4, PROMPT), **options)
+    assert out.scores.shape == out.lengths.shape == out.sequences.shape[:-1] == (2, 4, 3)
+    assert np.array_equal(out.sequences, flat.sequences.reshape(2, 4, 3, -1))
+    assert np.array_equal(out.lengths, flat.lengths.reshape(2, 4, 3))
+    alone = generate(model, prompts[5], **options)
+    assert alone.sequences.shape[:-1] == alone.scores.shape == (3,)
+    assert our_tokens(alone, PROMPT) == our_tokens(flat, PROMPT)[15:18]
+    assert max_difference(alone.scores, flat.scores[5]) < FLOAT32
+
+
+def every_sequence(model: Markov, prompt: int, limit: int) -> list[tuple[float, list[int]]]:
+    """All sequences of new tokens up to an end or the limit, with their log-probabilities."""
+    found = []
+    others = [token for token in range(model.config.vocab_size) if token != EOS]
+    for length in range(1, limit + 1):
+        for before in itertools.product(others, repeat=length - 1):
+            for final in range(model.config.vocab_size) if length == limit else [EOS]:
+                tokens = [*before, final]
+                pairs = itertools.pairwise([prompt, *tokens])
+                total = sum(model.log_probabilities(a)[b] for a, b in pairs)
+                found.append((float(total), tokens))
+    return found
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -1.0])
+def test_with_as_many_beams_as_sequences_the_best_are_found(length_penalty):
+    model, limit = Markov.random(5), 4
+    every = every_sequence(model, prompt=3, limit=limit)
+    assert abs(sum(np.exp(total) for total, _ in every) - 1) < FLOAT32
+    best = sorted((total / len(t) ** length_penalty for total, t in every), reverse=True)
+    out = generate(
+        model,
+        np.array([3], np.int32),
+        max_new_tokens=limit,
+        eos_token_id=EOS,
+        num_beams=4**3 * 5,
+        num_return_sequences=10,
+        length_penalty=length_penalty,
+        early_stopping="never",
+    )
+    assert max_difference(out.scores, best[:10]) < FLOAT32
+    found = our_tokens(out, 1)
+    assert len(set(map(tuple, found))) == 10
+    totals = {tuple(tokens): total for total, tokens in every}
+    scores = [totals[tuple(tokens)] / len(tokens) ** length_penalty for tokens in found]
+    assert max_difference(out.scores, scores) < FLOAT32
+
+
+def test_one_beam_is_greedy_search(pairs):
+    model, _, prompts = pairs["random"]
+    options = {"max_new_tokens": NEW, "eos_token_id": EOS}
+    one = generate(model, prompts, num_beams=1, length_penalty=2.0, early_stopping=True, **options)
+    assert our_tokens(one, PROMPT) == our_tokens(generate(model, prompts, **options), PROMPT)
+
+
+SAMPLING = {"num_beams": 3, "num_return_sequences": 3, "do_sample": True, "temperature": 0.7}
+SAMPLING |= {"max_new_tokens": NEW, "eos_token_id": EOS}
+
+
+def test_beams_that_are_drawn(pairs, key):
+    model, _, prompts = pairs["random"]
+    out = generate(model, prompts, key=key, **SAMPLING)
+    again = generate(model, prompts, key=key, **SAMPLING)
+    assert jax.tree.all(jax.tree.map(np.array_equal, out, again))
+    other = generate(model, prompts, key=jax.random.key(1), **SAMPLING)
+    assert our_tokens(other, PROMPT) != our_tokens(out, PROMPT)
+    assert np.all(np.diff(out.scores, axis=1) <= 0)
+    for index in np.ndindex(out.lengths.shape):
+        length = int(out.lengths[index])
+        tokens = out.sequences[index][: PROMPT + length].tolist()
+        expected = log_probabilities(model, tokens, PROMPT).sum() / 0.7 / length
+        assert abs(float(out.scores[index]) - expected) < FLOAT32
+    assert all(len(set(map(tuple, beams))) == 3 for beams in out.sequences.tolist())
+
+
+def test_drawn_beams_of_a_row_depend_on_its_own_key_alone(pairs, key):
+    model, _, prompts = pairs["random"]
+    keys = jax.random.split(key, ROWS)
+    out = generate(model, prompts, key=keys, **SAMPLING)
+    order = np.arange(ROWS)[::-1]
+    moved = generate(model, prompts[order], key=keys[order], **SAMPLING)
+    assert np.array_equal(moved.sequences, out.sequences[order])
+    assert max_difference(moved.scores, out.scores[order]) < FLOAT32
+
+
+def test_the_first_beams_that_are_drawn(key):
+    """Two tokens drawn without replacement, of which either may come first."""
+    model, rows = Markov.random(4), 4000
+    out = generate(
+        model,
+        np.full((rows, 1), 3, np.int32),
+        max_new_tokens=1,
+        num_beams=2,
+        num_return_sequences=2,
+        do_sample=True,
+        key=key,
+    )
+    drawn = np.sort(np.asarray(out.sequences)[:, :, 1], axis=1)
+    p = np.exp(model.log_probabilities(3))
+    outcomes = list(itertools.combinations(range(4), 2))
+    expected = [p[i] * p[j] * (1 / (1 - p[i]) + 1 / (1 - p[j])) for i, j in outcomes]
+    counts = [np.sum(np.all(drawn == pair, axis=1)) for pair in outcomes]
+    assert sum(counts) == rows
+    assert scipy.stats.chisquare(counts, rows * np.array(expected)).pvalue > 0.01
