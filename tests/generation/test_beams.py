@@ -171,6 +171,49 @@ def test_with_as_many_beams_as_sequences_the_best_are_found(length_penalty):
     assert max_difference(out.scores, scores) < FLOAT32
 
 
+def test_there_is_something_to_go_on_with_when_all_the_best_have_ended():
+    """Here, the best candidates of two beams are the two ends after each."""
+    p = np.array([0.4, 0.4, 0.01, 0.09, 0.09, 0.01])
+    out = generate(
+        Markov.of(np.log(np.tile(p, (6, 1)))),
+        np.array([3], np.int32),
+        max_new_tokens=3,
+        eos_token_id=[0, 1],
+        num_beams=2,
+        num_return_sequences=2,
+        length_penalty=3.0,
+        early_stopping="never",
+    )
+    assert out.lengths.tolist() == [3, 3]
+    best = np.log(0.09 * 0.09 * 0.4) / 3**3
+    assert max_difference(out.scores, [best, best]) < FLOAT32
+
+
+@pytest.mark.parametrize(("early_stopping", "steps"), [(True, 2), (False, 3), ("never", 9)])
+def test_when_a_search_ends(early_stopping, steps):
+    """The two best end after two steps. By their present lengths, those that go on are worse after
+    three; but in the end they might be better.
+    """
+    p = np.array([[0.1, 0.5, 0.4], [0.3, 0.4, 0.3], [0.8, 0.15, 0.05]])
+    seen = []
+
+    def look(ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda step: seen.append(int(step)), step, ordered=True)
+        return logits
+
+    generate(
+        Markov.of(np.log(p)),
+        np.array([0], np.int32),
+        max_new_tokens=9,
+        eos_token_id=EOS,
+        num_beams=2,
+        early_stopping=early_stopping,
+        processors=[look],
+    )
+    jax.effects_barrier()
+    assert seen == list(range(steps))
+
+
 def test_one_beam_is_greedy_search(pairs):
     model, _, prompts = pairs["random"]
     options = {"max_new_tokens": NEW, "eos_token_id": EOS}
