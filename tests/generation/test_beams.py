@@ -270,3 +270,17 @@ def test_the_first_beams_that_are_drawn(key):
     counts = [np.sum(np.all(drawn == pair, axis=1)) for pair in outcomes]
     assert sum(counts) == rows
     assert scipy.stats.chisquare(counts, rows * np.array(expected)).pvalue > 0.01
+
+
+def test_beams_are_drawn_anew_for_every_token(key):
+    """Where all tokens are equally likely, one seldom follows itself."""
+    out = generate(
+        Markov.of(np.zeros((50, 50))),
+        np.zeros((40, 1), np.int32),
+        max_new_tokens=6,
+        num_beams=2,
+        do_sample=True,
+        key=key,
+    )
+    tokens = np.asarray(out.sequences)[:, 1:]
+    assert np.mean(tokens[:, 1:] == tokens[:, :-1]) < 0.1
