@@ -74,8 +74,8 @@ def find_overridden(
         else:
             logger.warning(
                 "%s: not equal to the word embeddings, which it is tied to by tie_word_embeddings, "
-                "and which are used in its place, as in transformers. If it was trained apart from "
-                "them, pass tie_word_embeddings=False.",
+                "and which are used in its place, as in transformers 4. (transformers 5 would not "
+                "tie them.) If it was trained apart, pass tie_word_embeddings=False.",
                 name,
             )
     return tuple(entry.name for entry in overridden)

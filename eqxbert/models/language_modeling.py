@@ -251,7 +251,8 @@ def _word_logits(
     if positions is not None:
         *batch, seq, _ = states.shape
         check_ids("masked_positions", positions, seq, "the sequence's length")
-        check_shape("masked_positions", positions, (*batch, *positions.shape[-1:]))
+        slots = positions.shape[-1] if positions.ndim else 0
+        check_shape("masked_positions", positions, (*batch, slots))
         # Beyond the end there is nothing to take: NaN. Negative ones would count from the end.
         index = as_int32(positions)[..., None]
         index = jnp.where(index < 0, seq, index)

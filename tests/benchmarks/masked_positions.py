@@ -18,12 +18,6 @@ import numpy as np
 import eqxbert
 
 BATCH, SEQ, MASKED = 16, 128, 19  # 19 of 128 are 15 %
-SHAPE = {
-    "hidden_size": 384,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "intermediate_size": 1536,
-}
 
 
 def main() -> None:
@@ -32,7 +26,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
 
-    config = eqxbert.BertConfig(**SHAPE)
+    config = eqxbert.BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
     model = eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
     model = jax.tree.map(lambda x: x.astype(options.dtype), model)
     rng = np.random.default_rng(0)
