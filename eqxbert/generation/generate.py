@@ -13,7 +13,7 @@ from ..checks import AttentionMask, check_ids, check_mask
 from ..config import BertConfig
 from . import beam, greedy
 from .options import GenerationOptions
-from .prompt import Prompt, bucket, longest_below_bucket
+from .prompt import Decoder, Prompt, bucket, longest_below_bucket
 
 
 class GenerationOutput(eqx.Module):
@@ -66,7 +66,7 @@ def generate(
     **Raises:** `ValueError` if an argument is out of range or contradicts another, if a prompt is
     empty or all padding, or if there would be more tokens than the model has positions.
     """
-    request = _request(
+    request, given, batch_shape = _request(
         model,
         input_ids,
         attention_mask,
@@ -78,7 +78,7 @@ def generate(
         GenerationOptions(**options),
     )
     ids, scores = _run(model, request)
-    return _collect(request, ids, scores)
+    return _collect(request, given, batch_shape, ids, scores)
 
 
 def stream(
@@ -106,7 +106,7 @@ def stream(
             "stream yields one sequence for each prompt as it grows, so num_beams and "
             "num_return_sequences must be 1; with beams, it is only known at the end: use generate."
         )
-    request = _request(
+    request, _, batch_shape = _request(
         model,
         input_ids,
         attention_mask,
@@ -117,13 +117,13 @@ def stream(
         key,
         settings,
     )
-    return _stream(model, request)
+    return _stream(model, request, batch_shape)
 
 
-def _stream(model: Any, request: "_Request") -> Iterator[np.ndarray]:
+def _stream(model: Any, request: "_Request", batch_shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     state = _start(model, request)
     while True:
-        yield np.reshape(np.asarray(state.token), request.batch_shape)
+        yield np.reshape(np.asarray(state.token), batch_shape)
         if not greedy.is_going_on(state):
             return
         state = _advance(model, state, request.options)
@@ -135,24 +135,27 @@ class _Request(eqx.Module):
     - `prompt`: what the decoder continues.
     - `source`, `source_mask`: what an encoder-decoder's encoder reads.
     - `keys`: one for each row, if tokens are drawn.
-    - `given`: the decoder's prompt as it came.
     """
 
     prompt: Prompt
     source: Int[Array, "batch source_seq"] | None
     source_mask: Bool[Array, "batch source_seq"] | None
     keys: Key[Array, " generated"] | None
-    given: Int[Array, "batch seq"]
-    batch_shape: tuple[int, ...] = eqx.field(static=True)
     options: GenerationOptions = eqx.field(static=True)
 
 
 def _decoder_of(model: Any) -> Any:
-    return model.decoder if _has_encoder(model) else model
+    decoder = model.decoder if _has_encoder(model) else model
+    if not isinstance(decoder, Decoder) or hasattr(decoder, "pooler"):
+        raise ValueError(
+            f"{type(model).__name__} does not predict the next word. Load a BertForCausalLM, or an "
+            "EncoderDecoderModel."
+        )
+    return decoder
 
 
 def _has_encoder(model: Any) -> bool:
-    return hasattr(model, "encoder")
+    return hasattr(model, "decoder")
 
 
 def _request(
@@ -165,12 +168,18 @@ def _request(
     encoder_attention_mask: AttentionMask,
     key: PRNGKeyArray | Key[Array, "..."] | None,
     options: GenerationOptions,
-) -> _Request:
+) -> tuple[_Request, Int[Array, "rows prompt"], tuple[int, ...]]:
     decoder = _decoder_of(model)
     options = options.settled(decoder.config)
     ids, mask = _checked(model, input_ids, attention_mask)
     batch_shape = np.shape(input_ids)[:-1]
     source = source_mask = None
+    if encoder_attention_mask is not None:
+        if encoder_hidden_states is None:
+            raise ValueError("encoder_attention_mask was given without encoder_hidden_states.")
+        encoder_attention_mask = check_mask(
+            "encoder_attention_mask", encoder_attention_mask, encoder_hidden_states.shape[:-1]
+        )
     if _has_encoder(model):
         if encoder_hidden_states is not None:
             raise ValueError("This model has an encoder; encoder_hidden_states cannot be given.")
@@ -192,8 +201,11 @@ def _request(
         raise ValueError(
             "This model attends to an encoder (add_cross_attention): give encoder_hidden_states."
         )
-    limit, slots = _limits(ids, mask, max_new_tokens, max_length, decoder.config)
-    padded_ids, padded_mask = _padded(ids, mask, bucket(ids.shape[1]))
+    limit, room = _limits(ids, mask, max_new_tokens, max_length, decoder.config)
+    longest = int(np.max(np.sum(np.asarray(mask), axis=-1)))
+    length = min(bucket(longest), decoder.config.max_position_embeddings)
+    padded_ids, padded_mask = _padded(*_without_padding(ids, mask, longest), length)
+    slots = length + room
     prompt = Prompt(
         padded_ids,
         padded_mask,
@@ -208,7 +220,7 @@ def _request(
             lambda x: jnp.repeat(x, options.num_return_sequences, axis=0) if x.ndim else x,
             (prompt, source, source_mask),
         )
-    return _Request(prompt, source, source_mask, keys, ids, batch_shape, options)
+    return _Request(prompt, source, source_mask, keys, options), ids, batch_shape
 
 
 def _checked(
@@ -225,7 +237,7 @@ def _checked(
     mask = check_mask("attention_mask", attention_mask, input_ids.shape)
     mask = jnp.ones(input_ids.shape, bool) if mask is None else mask
     empty = np.argwhere(~np.any(np.asarray(mask), axis=-1))
-    if empty.size:
+    if len(empty):
         raise ValueError(
             f"attention_mask is 0 throughout in row {tuple(map(int, empty[0]))}: there is nothing "
             "to continue. Each row must have at least one token."
@@ -236,6 +248,13 @@ def _checked(
 def _flat(x: Array, own_axes: int) -> Array:
     """With its leading axes as one."""
     return jnp.reshape(x, (-1, *x.shape[x.ndim - own_axes :]))
+
+
+def _without_padding(
+    ids: Int[Array, "rows seq"], mask: Bool[Array, "rows seq"], longest: int
+) -> tuple[Int[Array, "rows longest"], Bool[Array, "rows longest"]]:
+    order = jnp.argsort(mask, axis=-1, stable=True)[:, -longest:]
+    return jnp.take_along_axis(ids, order, axis=-1), jnp.take_along_axis(mask, order, axis=-1)
 
 
 def _padded(
@@ -264,7 +283,9 @@ def _limits(
         assert max_length is not None
         limit, room = max_length - seq, max_length - longest_below_bucket(seq) - 1
     if limit < 1:
-        name, value = ("max_length", max_length) if max_length else ("max_new_tokens", limit)
+        name, value = (
+            ("max_length", max_length) if max_new_tokens is None else ("max_new_tokens", limit)
+        )
         raise ValueError(
             f"{name} is {value}, which leaves no room for a new token after {seq} of the prompt."
         )
@@ -275,7 +296,7 @@ def _limits(
             f"{config.max_position_embeddings} positions of this model (max_position_embeddings). "
             "Shorten the prompt, or generate fewer."
         )
-    return limit, bucket(seq) + room
+    return limit, room
 
 
 def _row_keys(
@@ -332,11 +353,15 @@ def _advance(model: Any, state: greedy.State, options: GenerationOptions) -> gre
 
 
 def _collect(
-    request: _Request, ids: Int[Array, "..."], scores: Float[Array, "..."]
+    request: _Request,
+    given: Int[Array, "rows prompt"],
+    batch_shape: tuple[int, ...],
+    ids: Int[Array, "..."],
+    scores: Float[Array, "..."],
 ) -> GenerationOutput:
     """The prompts as they were given and the tokens after them, without the slots left empty."""
     options, count = request.options, request.options.num_return_sequences
-    rows = request.given.shape[0]
+    rows = given.shape[0]
     start = request.prompt.ids.shape[1]
     # With beams these are the best of them; without, each was generated on its own.
     new = np.reshape(np.asarray(ids), (rows, -1, ids.shape[-1]))[:, :count, start:]
@@ -344,11 +369,9 @@ def _collect(
     lengths = np.sum(new >= 0, axis=-1)
     new = new[..., : int(lengths.max())]
     new = np.where(new < 0, options.padding, new)
-    given = np.broadcast_to(
-        np.asarray(request.given)[:, None], (rows, count, request.given.shape[1])
-    )
-    shape = request.batch_shape + (() if count == 1 else (count,))
-    sequences = np.concatenate([given, new], axis=-1)
+    prompts = np.broadcast_to(np.asarray(given)[:, None], (rows, count, given.shape[1]))
+    shape = batch_shape + (() if count == 1 else (count,))
+    sequences = np.concatenate([prompts, new], axis=-1)
     return GenerationOutput(
         sequences=jnp.asarray(np.reshape(sequences, (*shape, -1)), jnp.int32),
         lengths=jnp.asarray(np.reshape(lengths, shape), jnp.int32),

@@ -42,15 +42,15 @@ class GenerationOptions:
     pad_token_id: int | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
-    length_penalty: float = 1.0
+    length_penalty: float | int = 1.0
     early_stopping: bool | str = False
     do_sample: bool = False
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float = 1.0
+    top_p: float | int | None = None
+    min_p: float | int | None = None
+    typical_p: float | int | None = None
+    repetition_penalty: float | int = 1.0
     no_repeat_ngram_size: int = 0
     min_length: int = 0
     min_new_tokens: int = 0
@@ -199,7 +199,7 @@ class GenerationOptions:
 
     def _narrow(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
         # Beams need something to go on with where all others end.
-        keep = len(self.ends) + 1 if self.num_beams > 1 else 1
+        keep = max(2, len(self.ends) + 1) if self.num_beams > 1 else 1
         logits = sampling.apply_temperature(logits, self.temperature)
         if self.top_k is not None:
             logits = sampling.keep_top_k(logits, self.top_k, keep=keep)

@@ -23,7 +23,7 @@ Step = Int[Array, ""]
 Processor = Callable[[Ids, Logits, Step], Logits]
 
 
-def repetition_penalty(penalty: float) -> Processor:
+def repetition_penalty(penalty: float | int) -> Processor:
     """Divides the positive scores of tokens that have occurred by `penalty`, and multiplies the
     negative ones with it ([Keskar et al., 2019](https://arxiv.org/abs/1909.05858)).
     """

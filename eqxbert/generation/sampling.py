@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 Logits = Float[Array, "batch vocab"]
 
 
-def apply_temperature(logits: Logits, temperature: float) -> Logits:
+def apply_temperature(logits: Logits, temperature: float | int) -> Logits:
     """Divides the scores: below 1 the likely become likelier, above 1 less so."""
     return logits / temperature
 
@@ -23,18 +23,19 @@ def keep_top_k(logits: Logits, k: int, *, keep: int = 1) -> Logits:
     return jnp.where(logits < least, -jnp.inf, logits)
 
 
-def keep_top_p(logits: Logits, p: float, *, keep: int = 1) -> Logits:
+def keep_top_p(logits: Logits, p: float | int, *, keep: int = 1) -> Logits:
     """Only the likeliest that together have probability `p` ([Holtzman et al.,
     2020](https://arxiv.org/abs/1904.09751)).
     """
     order = jnp.argsort(-logits, axis=-1)
     sorted_probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-    # Kept while those before have less than p.
-    before = jnp.cumsum(sorted_probabilities, axis=-1) - sorted_probabilities
-    return _keep_sorted(logits, order, before < p, keep)
+    # Kept unless they and all that are less likely have no more than what is to be left out. Summed
+    # from the least likely on, where rounding errors are least; so does transformers.
+    rest = lax.cumsum(sorted_probabilities, axis=1, reverse=True)
+    return _keep_sorted(logits, order, rest > 1 - p, keep)
 
 
-def keep_min_p(logits: Logits, p: float, *, keep: int = 1) -> Logits:
+def keep_min_p(logits: Logits, p: float | int, *, keep: int = 1) -> Logits:
     """Only those at least `p` times as likely as the likeliest ([Nguyen et al.,
     2024](https://arxiv.org/abs/2407.01082)).
     """
@@ -45,7 +46,7 @@ def keep_min_p(logits: Logits, p: float, *, keep: int = 1) -> Logits:
     return _keep_sorted(logits, order, jnp.take_along_axis(likely, order, axis=-1), keep)
 
 
-def keep_typical(logits: Logits, p: float, *, keep: int = 1) -> Logits:
+def keep_typical(logits: Logits, p: float | int, *, keep: int = 1) -> Logits:
     """Only those whose surprise is nearest to the expected one, that together have probability `p`
     ([Meister et al., 2022](https://arxiv.org/abs/2202.00666)).
     """

@@ -161,9 +161,12 @@ class BertModel(OneBertModel):
             self._check_cache(cache, batch_seq)
             may_attend = check_mask("attention_mask", attention_mask, batch_seq)
             may_attend = jnp.ones(batch_seq, bool) if may_attend is None else may_attend
+            counted = next_positions(cache, may_attend)
             if position_ids is None:
-                position_ids = next_positions(cache, may_attend)
+                position_ids = counted
                 self._check_positions(position_ids, batch_seq)
+            if config.position_embedding_type != "absolute":
+                position_ids = counted  # those that are given play no part
             words = poison(words, self._is_overflowing(cache, position_ids))
             positions = jnp.broadcast_to(position_ids, batch_seq)
             cache, place, mask = advance(cache, may_attend, positions)
@@ -237,6 +240,14 @@ class BertModel(OneBertModel):
                 f"The cache is of a model with {len(cache.layers)} layers, this one has "
                 f"{len(self.encoder.layers)}."
             )
+        for layer, kept in zip(self.encoder.layers, cache.layers, strict=True):
+            sizes = len(layer.heads), self.config.head_size
+            if (kept.keys.shape[-3], kept.keys.shape[-1]) != sizes:
+                raise ValueError(
+                    f"The cache is of a model with {kept.keys.shape[-3]} heads of size "
+                    f"{kept.keys.shape[-1]} in a layer in which this one has {sizes[0]} of "
+                    f"{sizes[1]}."
+                )
         check_room(cache, batch_seq)
 
     def _is_overflowing(

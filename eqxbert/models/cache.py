@@ -70,8 +70,8 @@ def advance(
     seq, slots = may_attend.shape[-1], cache.valid.shape[-1]
     valid = write_slots(cache.valid, may_attend, cache.length, axis=-1)
     positions = write_slots(cache.positions, position_ids, cache.length, axis=-1)
-    own_slots = cache.length + jnp.arange(seq)
-    is_before = jnp.arange(slots)[None, :] <= own_slots[:, None]
+    own_slots = cache.length + jnp.arange(seq, dtype=jnp.int32)
+    is_before = jnp.arange(slots, dtype=jnp.int32)[None, :] <= own_slots[:, None]
     mask = valid[..., None, None, :] & jnp.reshape(is_before, (1,) * (valid.ndim) + is_before.shape)
     advanced = DecoderCache(
         layers=cache.layers,

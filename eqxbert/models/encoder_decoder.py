@@ -68,7 +68,8 @@ class EncoderDecoderModel(PretrainedModel):
         config = EncoderDecoderConfig(encoder=encoder.config, decoder=decoder.config, **fields)
         new = cls(config, key=key)
         parts = {"encoder.": encoder, "decoder.": decoder}
-        arrays = without_prefix(named_arrays(new))
+        dtype = decoder.get_input_embeddings().weight.dtype
+        arrays = {n: x.astype(dtype) for n, x in without_prefix(named_arrays(new)).items()}
         for prefix, part in parts.items():
             found = without_prefix(named_arrays(part))
             arrays |= {prefix + n: x for n, x in found.items() if prefix + n in arrays}
@@ -88,7 +89,9 @@ class EncoderDecoderModel(PretrainedModel):
         """
         encoder_key, decoder_key, new_key = jax.random.split(key, 3)
         return cls.from_encoder_decoder(
-            BertModel.from_pretrained(encoder, key=encoder_key),
+            BertModel.from_pretrained(
+                encoder, is_decoder=False, add_cross_attention=False, key=encoder_key
+            ),
             BertForCausalLM.from_pretrained(
                 decoder, is_decoder=True, add_cross_attention=True, key=decoder_key
             ),
@@ -164,6 +167,9 @@ class EncoderDecoderModel(PretrainedModel):
                 output_attentions=output_attentions,
                 key=encoder_key,
             )
+        if labels is not None:
+            vocab = self.config.decoder.vocab_size
+            check_labels("labels", labels, vocab, "vocab_size", labels.shape)
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)
             if decoder_attention_mask is None:
