@@ -2,6 +2,9 @@
 
 The rules are those of transformers: what counts as finished, how scores are compared with lengths,
 and when a search ends.
+
+All beams of a row share its cache: a step fills one slot for each, and which slots are a beam's own
+is kept beside. So the prompt is read and kept once, and nothing is moved when beams part.
 """
 
 from typing import Any
@@ -14,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ..outputs import DecoderCache
 from .options import GenerationOptions
-from .prompt import Decoder, Prompt
+from .prompt import Decoder, Prompt, read_tokens
 from .sampling import draw_without_replacement
 
 # Added to the scores of what must not be chosen; finite, so that what there is stays in order.
@@ -25,15 +28,20 @@ class State(eqx.Module):
     """A search between two tokens.
 
     - `ids`: the tokens of each running beam; -1 where there is none.
+    - `filled`: how many of their slots are filled.
+    - `attended`: the slots of the cache that each beam attends to.
     - `scores`: the sum of the log-probabilities of their new tokens.
     - `finished_ids`, `finished_scores`, `is_finished`: the best finished ones so far, with scores
         that take account of their lengths; and which of them there are already.
     - `may_improve`: in which rows running beams may still become better than the finished ones.
+    - `is_exhausted`: whether no beam can go on.
     - `step`, `limit`: how many new tokens there are, and may be.
     - `logits`: the scores of the next token.
     """
 
     ids: Int[Array, "batch beams slots"]
+    filled: Int[Array, ""]
+    attended: Bool[Array, "batch beams cache_slots"]
     scores: Float[Array, "batch beams"]
     finished_ids: Int[Array, "batch beams slots"]
     finished_scores: Float[Array, "batch beams"]
@@ -42,7 +50,7 @@ class State(eqx.Module):
     is_exhausted: Bool[Array, ""]
     step: Int[Array, ""]
     limit: Int[Array, ""]
-    logits: Float[Array, "batch*beams vocab"]
+    logits: Float[Array, "batch beams vocab"]
     cache: DecoderCache
 
 
@@ -62,40 +70,41 @@ def run(
 
 
 def _start(decoder: Decoder, prompt: Prompt, options: GenerationOptions) -> State:
-    logits, cache, ids = prompt.read(decoder)
-    (batch, slots), beams = ids.shape, options.num_beams
-    ids = jnp.broadcast_to(ids[:, None], (batch, beams, slots))
-    # All beams are equal at first: only the first one counts.
-    scores = jnp.full((batch, beams), _NEVER, jnp.float32).at[:, 0].set(0)
+    beams = options.num_beams
+    logits, cache, ids = prompt.read(decoder, side_by_side=beams)
+    batch = ids.shape[0]
+
+    def for_each_beam(x: Array) -> Array:
+        return jnp.repeat(x[:, None], beams, axis=1)
+
+    valid = jnp.reshape(cache.valid, (batch, -1))
     return State(
-        ids=ids,
-        scores=scores,
-        finished_ids=ids,
+        ids=for_each_beam(ids),
+        filled=cache.length,
+        attended=for_each_beam(valid),
+        # All beams are equal at first: only the first one counts.
+        scores=jnp.full((batch, beams), _NEVER, jnp.float32).at[:, 0].set(0),
+        finished_ids=for_each_beam(ids),
         finished_scores=jnp.full((batch, beams), _NEVER, jnp.float32),
         is_finished=jnp.zeros((batch, beams), bool),
         may_improve=jnp.ones(batch, bool),
         is_exhausted=jnp.zeros((), bool),
         step=jnp.zeros((), jnp.int32),
         limit=prompt.limit,
-        logits=jnp.repeat(logits, beams, axis=0),
-        cache=_repeat_rows(cache, beams),
+        logits=for_each_beam(logits),
+        cache=cache,
     )
-
-
-def _repeat_rows(cache: DecoderCache, times: int) -> DecoderCache:
-    def repeat(x: Array) -> Array:
-        return jnp.repeat(x, times, axis=0) if x.ndim else x
-
-    return jax.tree.map(repeat, cache)
 
 
 def _read(decoder: Decoder, state: State) -> State:
     """With the scores of the token after the last one of each beam."""
-    batch, beams, slots = state.ids.shape
-    flat = jnp.reshape(state.ids, (batch * beams, slots))
-    last = lax.dynamic_slice_in_dim(flat, state.cache.length, 1, axis=1)
-    out = decoder(last, cache=state.cache)
-    return _replace(state, logits=out.logits[:, -1].astype(jnp.float32), cache=out.cache)
+    beams, cache_slots = state.attended.shape[1:]
+    last = lax.dynamic_index_in_dim(state.ids, state.filled - 1, axis=2, keepdims=False)
+    own_slots = state.cache.length + jnp.arange(beams, dtype=jnp.int32)
+    is_own = own_slots[:, None] == jnp.arange(cache_slots, dtype=jnp.int32)[None, :]
+    attended = state.attended | is_own[None]
+    logits, cache = read_tokens(decoder, last, state.cache, attention_mask=attended)
+    return _replace(state, attended=attended, logits=logits, cache=cache)
 
 
 def _choose(state: State, keys: Key[Array, " batch"] | None, options: GenerationOptions) -> State:
@@ -104,7 +113,7 @@ def _choose(state: State, keys: Key[Array, " batch"] | None, options: Generation
     vocab = state.logits.shape[-1]
     log_probabilities = options.process(
         jnp.reshape(state.ids, (batch * beams, slots)),
-        jax.nn.log_softmax(state.logits, axis=-1),
+        jnp.reshape(jax.nn.log_softmax(state.logits, axis=-1), (batch * beams, vocab)),
         state.step,
         state.limit,
     )
@@ -119,7 +128,7 @@ def _choose(state: State, keys: Key[Array, " batch"] | None, options: Generation
         totals, chosen = lax.top_k(totals, count)
     parents, tokens = chosen // vocab, (chosen % vocab).astype(jnp.int32)
     candidates = lax.dynamic_update_slice_in_dim(
-        _of_beams(state.ids, parents), tokens[..., None], state.cache.length, axis=2
+        _of_beams(state.ids, parents), tokens[..., None], state.filled, axis=2
     )
     ends = options.is_end(tokens) | (state.step + 1 == state.limit)
     step = state.step + 1
@@ -130,10 +139,11 @@ def _choose(state: State, keys: Key[Array, " batch"] | None, options: Generation
     state = _replace(
         state,
         ids=_of_beams(candidates, best),
+        filled=state.filled + 1,
+        attended=_of_beams(state.attended, jnp.take_along_axis(parents, best, axis=-1)),
         scores=scores,
         step=step,
         is_exhausted=jnp.all(ends),
-        cache=_reorder(state.cache, jnp.take_along_axis(parents, best, axis=-1)),
     )
     return _replace(state, may_improve=state.may_improve & _may_improve(state, options))
 
@@ -188,18 +198,6 @@ def _is_going_on(state: State, options: GenerationOptions) -> Bool[Array, ""]:
 def _of_beams(x: Array, beams: Int[Array, "batch chosen"]) -> Array:
     """Those of the beams that were chosen, in each row."""
     return jnp.take_along_axis(x, beams[..., None], axis=1)
-
-
-def _reorder(cache: DecoderCache, parents: Int[Array, "batch beams"]) -> DecoderCache:
-    """The cache with the keys and values of each beam's parent. What else is in it is the same for
-    all beams of a row.
-    """
-    batch, beams = parents.shape
-    rows = jnp.reshape(parents + beams * jnp.arange(batch)[:, None], -1)
-    # Or XLA computes them anew for every element that is moved.
-    rows = lax.optimization_barrier(rows)
-    layers = jax.tree.map(lambda x: x[rows], cache.layers)
-    return eqx.tree_at(lambda cache: cache.layers, cache, layers)
 
 
 def _replace(state: State, **changes: Any) -> State:

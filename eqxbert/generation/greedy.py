@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ..outputs import DecoderCache
 from .options import GenerationOptions
-from .prompt import Decoder, Prompt
-from .sampling import draw
+from .prompt import Decoder, Prompt, read_tokens
+from .sampling import draw, likeliest
 
 
 class State(eqx.Module):
@@ -54,9 +54,8 @@ def start(
 
 def advance(decoder: Decoder, state: State, options: GenerationOptions) -> State:
     """The state after one more token."""
-    out = decoder(state.token[:, None], cache=state.cache)
-    assert out.cache is not None
-    return _choose(state, out.logits[:, -1].astype(jnp.float32), out.cache, options)
+    logits, cache = read_tokens(decoder, state.token[:, None], state.cache)
+    return _choose(state, logits[:, -1], cache, options)
 
 
 def is_going_on(state: State) -> Bool[Array, ""]:
@@ -84,9 +83,9 @@ def _choose(
     if state.keys is not None:
         token = draw(state.keys, logits, state.step).astype(jnp.int32)
     else:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-    score = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)[:, 0]
+        token = likeliest(logits)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    score = chosen - jax.nn.logsumexp(logits, axis=-1)
     written = jnp.where(state.is_finished, -1, token)
     return State(
         ids=lax.dynamic_update_slice_in_dim(state.ids, written[:, None], cache.length, axis=1),

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,7 +14,7 @@ from ..outputs import CausalLMOutput, DecoderCache
 class Decoder(Protocol):
     """What generation asks of a model: `BertForCausalLM` has it."""
 
-    def init_cache(self, batch: int, max_length: int) -> DecoderCache: ...
+    def init_cache(self, batch: tuple[int, ...], max_length: int) -> DecoderCache: ...
 
     def __call__(self, input_ids: Any, **options: Any) -> CausalLMOutput: ...
 
@@ -35,9 +36,13 @@ class Prompt(eqx.Module):
     encoder_attention_mask: Bool[Array, "batch encoder_seq"] | None = None
 
     def read(
-        self, decoder: Decoder
+        self, decoder: Decoder, *, side_by_side: int = 1
     ) -> tuple[Float[Array, "batch vocab"], DecoderCache, Int[Array, "batch slots"]]:
         """Runs the decoder over the prompt.
+
+        **Arguments:**
+
+        - `side_by_side`: how many continuations of each row the cache has room for.
 
         **Returns:** the scores of the next token, the cache, and the tokens in their slots, where
         padding and what is not filled yet are -1.
@@ -47,22 +52,35 @@ class Prompt(eqx.Module):
         ids = jnp.take_along_axis(self.ids, order, axis=-1)
         valid = jnp.take_along_axis(self.valid, order, axis=-1)
         batch, seq = ids.shape
-        cross = {}
+        options: dict[str, Any] = {"attention_mask": valid, "logits_to_keep": 1}
         if self.encoder_hidden_states is not None:
-            cross = {
-                "encoder_hidden_states": self.encoder_hidden_states,
-                "encoder_attention_mask": self.encoder_attention_mask,
-            }
-        cache = decoder.init_cache(batch, self.slots)
-        out = decoder(ids, attention_mask=valid, cache=cache, logits_to_keep=1, **cross)
-        assert out.cache is not None
-        unfilled = jnp.full((batch, self.slots - seq), -1, jnp.int32)
+            options["encoder_hidden_states"] = self.encoder_hidden_states
+            options["encoder_attention_mask"] = self.encoder_attention_mask
+        new_slots = self.slots - seq
+        # A single row goes without its axis: an axis of size 1 keeps XLA on CPU from updating the
+        # cache in place.
+        rows = () if batch == 1 else (batch,)
+        cache = decoder.init_cache(rows, seq + side_by_side * new_slots)
+        logits, cache = read_tokens(decoder, ids, cache, **options)
+        unfilled = jnp.full((batch, new_slots), -1, jnp.int32)
         filled = jnp.where(valid, ids, -1).astype(jnp.int32)
-        return (
-            out.logits[:, -1].astype(jnp.float32),
-            out.cache,
-            jnp.concatenate([filled, unfilled], axis=-1),
-        )
+        return logits[:, -1], cache, jnp.concatenate([filled, unfilled], axis=-1)
+
+
+def read_tokens(
+    decoder: Decoder, ids: Int[Array, "batch seq"], cache: DecoderCache, **options: Any
+) -> tuple[Float[Array, "batch kept vocab"], DecoderCache]:
+    """Runs the decoder over new tokens.
+
+    **Returns:** the scores, in float32, of the tokens that follow them, and the cache.
+    """
+    is_single_row = cache.valid.ndim == 1
+    if is_single_row:
+        ids, options = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, (ids, options))
+    out = decoder(ids, cache=cache, **options)
+    assert out.cache is not None
+    logits = out.logits.astype(jnp.float32)
+    return (logits[None] if is_single_row else logits), out.cache
 
 
 def bucket(length: int) -> int:

@@ -17,9 +17,17 @@ from ..checks import (
     check_shape,
 )
 from ..config import BertConfig
-from ..nn import Embedding, KVCache, Linear, key_mask, split_key
+from ..nn import Embedding, KVCache, Linear, key_mask, pair_mask, split_key
 from ..outputs import BertModelOutput, DecoderCache
-from .cache import advance, check_room, empty_cache, is_overflowing, next_positions, poison
+from .cache import (
+    advance,
+    attended_slots,
+    check_room,
+    counted_positions,
+    empty_cache,
+    is_overflowing,
+    poison,
+)
 from .embeddings import Embeddings
 from .encoder import Encoder
 from .inputs import attention_mask_for_scores
@@ -119,8 +127,10 @@ class BertModel(OneBertModel):
         - `encoder_attention_mask`: which of the encoder's tokens may be attended to, of shape
             `(*batch, encoder_seq)`.
         - `cache`: of a decoder (`init_cache`, or an earlier call's `out.cache`). The tokens follow
-            those in it; `attention_mask` is for the new ones alone, of shape `(*batch, seq)`, and
-            `position_ids` count on from those before, padding left out.
+            those in it; `attention_mask` is for the new ones alone, of shape `(*batch, seq)`, or
+            says for each of them which slots it may attend to, `(*batch, seq, slots)`: so several
+            continuations can stand side by side. `position_ids` count on from those before,
+            padding left out; with slots, they are the number of those attended to before.
         - `output_hidden_states`, `output_attentions`: whether `out.hidden_states` and
             `out.attentions` are returned; as the configuration says if None.
         - `key`: a PRNG key for dropout. Dropout happens if and only if there is one.
@@ -159,9 +169,11 @@ class BertModel(OneBertModel):
             mask = attention_mask_for_scores(attention_mask, batch_seq, causal=config.is_decoder)
         else:
             self._check_cache(cache, batch_seq)
-            may_attend = check_mask("attention_mask", attention_mask, batch_seq)
+            by_slot = (*batch_seq, cache.valid.shape[-1])
+            may_attend = check_mask("attention_mask", attention_mask, batch_seq, by_slot)
             may_attend = jnp.ones(batch_seq, bool) if may_attend is None else may_attend
-            counted = next_positions(cache, may_attend)
+            valid, attended = attended_slots(cache, may_attend)
+            counted = counted_positions(attended)
             if position_ids is None:
                 position_ids = counted
                 self._check_positions(position_ids, batch_seq)
@@ -169,7 +181,8 @@ class BertModel(OneBertModel):
                 position_ids = counted  # those that are given play no part
             words = poison(words, self._is_overflowing(cache, position_ids))
             positions = jnp.broadcast_to(position_ids, batch_seq)
-            cache, place, mask = advance(cache, may_attend, positions)
+            cache, place = advance(cache, valid, positions)
+            mask = pair_mask(attended)
             layer_caches = (cache.layers, place)
 
         x = self.embeddings(

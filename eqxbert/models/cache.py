@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from ..config import BertConfig
-from ..nn import KVCache, write_slots
+from ..nn import KVCache, align_trailing, write_slots
 from ..outputs import DecoderCache
 from .encoder import CachePlace
 
@@ -24,13 +24,31 @@ def empty_cache(
     )
 
 
-def next_positions(
-    cache: DecoderCache, may_attend: Bool[Array, "*batch seq"]
-) -> Int[Array, "*batch seq"]:
-    """The positions of new tokens: they count on from those before, without padding."""
-    before = jnp.sum(cache.valid, axis=-1, keepdims=True, dtype=jnp.int32)
-    within = jnp.cumsum(may_attend, axis=-1, dtype=jnp.int32)
-    return jnp.maximum(before + within - 1, 0)
+def attended_slots(
+    cache: DecoderCache, may_attend: Bool[Array, "..."]
+) -> tuple[Bool[Array, "*batch slots"], Bool[Array, "*batch seq slots"]]:
+    """Which slots hold tokens once there are new ones in them, and which of these each new token
+    attends to: those up to its own.
+
+    **Arguments:**
+
+    - `may_attend`: which new tokens may be attended to, `(*batch, seq)`; or, for each of them, the
+        slots that it may attend to, `(*batch, seq, slots)`. Those that may attend to none are
+        padding then.
+    """
+    is_by_slot = may_attend.ndim > cache.valid.ndim
+    is_token = jnp.any(may_attend, axis=-1) if is_by_slot else may_attend
+    seq, slots = is_token.shape[-1], cache.valid.shape[-1]
+    valid = write_slots(cache.valid, is_token, cache.length, axis=-1)
+    own_slots = cache.length + jnp.arange(seq, dtype=jnp.int32)
+    is_before = jnp.arange(slots, dtype=jnp.int32)[None, :] <= own_slots[:, None]
+    attended = valid[..., None, :] & align_trailing(is_before, valid[..., None, :])
+    return valid, attended & may_attend if is_by_slot else attended
+
+
+def counted_positions(attended: Bool[Array, "*batch seq slots"]) -> Int[Array, "*batch seq"]:
+    """The positions of new tokens: how many they attend to besides themselves."""
+    return jnp.maximum(jnp.sum(attended, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 def check_room(cache: DecoderCache, batch_seq: tuple[int, ...]) -> None:
@@ -60,28 +78,19 @@ def is_overflowing(cache: DecoderCache, seq: int) -> Bool[Array, ""]:
 
 
 def advance(
-    cache: DecoderCache,
-    may_attend: Bool[Array, "*batch seq"],
-    position_ids: Int[Array, "*batch seq"],
-) -> tuple[DecoderCache, CachePlace, Bool[Array, "*batch 1 seq slots"]]:
-    """The cache with new tokens whose keys and values are yet to come, the place of these, and
-    which slots each token may attend to: those up to its own that are valid.
-    """
-    seq, slots = may_attend.shape[-1], cache.valid.shape[-1]
-    valid = write_slots(cache.valid, may_attend, cache.length, axis=-1)
+    cache: DecoderCache, valid: Bool[Array, "*batch slots"], position_ids: Int[Array, "*batch seq"]
+) -> tuple[DecoderCache, CachePlace]:
+    """The cache with new tokens whose keys and values are yet to come, and the place of these."""
     positions = write_slots(cache.positions, position_ids, cache.length, axis=-1)
-    own_slots = cache.length + jnp.arange(seq, dtype=jnp.int32)
-    is_before = jnp.arange(slots, dtype=jnp.int32)[None, :] <= own_slots[:, None]
-    mask = valid[..., None, None, :] & jnp.reshape(is_before, (1,) * (valid.ndim) + is_before.shape)
     advanced = DecoderCache(
         layers=cache.layers,
         valid=valid,
         positions=positions,
-        length=cache.length + seq,
+        length=cache.length + position_ids.shape[-1],
         cross=cache.cross,
         cross_mask=cache.cross_mask,
     )
-    return advanced, CachePlace(cache.length, (position_ids, positions)), mask
+    return advanced, CachePlace(cache.length, (position_ids, positions))
 
 
 def poison(

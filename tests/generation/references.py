@@ -169,11 +169,11 @@ class Markov(eqx.Module):
         table = scale * np.random.default_rng(seed).normal(size=(vocab, vocab))
         return cls.of(table, **config)
 
-    def init_cache(self, batch: int, max_length: int) -> DecoderCache:
+    def init_cache(self, batch: tuple[int, ...], max_length: int) -> DecoderCache:
         return DecoderCache(
             layers=(),
-            valid=jnp.zeros((batch, max_length), bool),
-            positions=jnp.zeros((batch, max_length), jnp.int32),
+            valid=jnp.zeros((*batch, max_length), bool),
+            positions=jnp.zeros((*batch, max_length), jnp.int32),
             length=jnp.zeros((), jnp.int32),
         )
 
