@@ -3,7 +3,7 @@
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
-from .nn import KVCache
+from .nn import KVCache, extend_slots
 
 
 class ModelOutput(eqx.Module):
@@ -63,6 +63,17 @@ class DecoderCache(eqx.Module):
     length: Int[Array, ""]
     cross: tuple[KVCache, ...] | None = None
     cross_mask: Bool[Array, "*batch encoder_seq"] | None = None
+
+    def extend(self, count: int) -> "DecoderCache":
+        """With room for `count` more tokens in each row."""
+        return DecoderCache(
+            layers=tuple(layer.extend(count) for layer in self.layers),
+            valid=extend_slots(self.valid, count, axis=-1),
+            positions=extend_slots(self.positions, count, axis=-1),
+            length=self.length,
+            cross=self.cross,
+            cross_mask=self.cross_mask,
+        )
 
 
 class EncoderOutput(ModelOutput):

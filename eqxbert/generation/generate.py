@@ -168,7 +168,7 @@ def _request(
     encoder_attention_mask: AttentionMask,
     key: PRNGKeyArray | Key[Array, "..."] | None,
     options: GenerationOptions,
-) -> tuple[_Request, Int[Array, "rows prompt"], tuple[int, ...]]:
+) -> tuple[_Request, Int[np.ndarray, "rows prompt"], tuple[int, ...]]:
     decoder = _decoder_of(model)
     options = options.settled(decoder.config)
     ids, mask = _checked(model, input_ids, attention_mask)
@@ -194,38 +194,32 @@ def _request(
                 f"The input has {ids.shape[1]} tokens, but the encoder has positions for {length} "
                 "(max_position_embeddings). Truncate it."
             )
-        source, source_mask = _padded(ids, mask, length)
-        ids = jnp.full((ids.shape[0], 1), model.config.decoder_start_token_id, jnp.int32)
-        mask = jnp.ones(ids.shape, bool)
+        source, source_mask = map(jnp.asarray, _padded(ids, mask, length))
+        ids = np.full((ids.shape[0], 1), model.config.decoder_start_token_id, np.int32)
+        mask = np.ones(ids.shape, bool)
     elif decoder.config.add_cross_attention and encoder_hidden_states is None:
         raise ValueError(
             "This model attends to an encoder (add_cross_attention): give encoder_hidden_states."
         )
     limit, room = _limits(ids, mask, max_new_tokens, max_length, decoder.config)
-    longest = int(np.max(np.sum(np.asarray(mask), axis=-1)))
+    longest = int(np.max(np.sum(mask, axis=-1)))
     length = min(bucket(longest), decoder.config.max_position_embeddings)
-    padded_ids, padded_mask = _padded(*_without_padding(ids, mask, longest), length)
-    slots = length + room
+    prompt_ids, prompt_mask = _padded(*_without_padding(ids, mask, longest), length)
     prompt = Prompt(
-        padded_ids,
-        padded_mask,
+        jnp.asarray(prompt_ids),
+        jnp.asarray(prompt_mask),
         jnp.asarray(limit, jnp.int32),
-        slots,
+        length + room,
         None if encoder_hidden_states is None else _flat(jnp.asarray(encoder_hidden_states), 2),
         None if encoder_attention_mask is None else _flat(jnp.asarray(encoder_attention_mask), 1),
     )
     keys = _row_keys(key, ids.shape[0], options)
-    if options.num_beams == 1 and options.num_return_sequences > 1:
-        prompt, source, source_mask = jax.tree.map(
-            lambda x: jnp.repeat(x, options.num_return_sequences, axis=0) if x.ndim else x,
-            (prompt, source, source_mask),
-        )
     return _Request(prompt, source, source_mask, keys, options), ids, batch_shape
 
 
 def _checked(
     model: Any, input_ids: Int[Array | np.ndarray, "*batch seq"], attention_mask: AttentionMask
-) -> tuple[Int[Array, "rows seq"], Bool[Array, "rows seq"]]:
+) -> tuple[Int[np.ndarray, "rows seq"], Bool[np.ndarray, "rows seq"]]:
     """The prompts and their mask, with one leading axis."""
     vocab = (model.encoder if _has_encoder(model) else model).config.vocab_size
     check_ids("input_ids", input_ids, vocab, "vocab_size")
@@ -235,38 +229,38 @@ def _checked(
             "least one token, such as bos_token_id."
         )
     mask = check_mask("attention_mask", attention_mask, input_ids.shape)
-    mask = jnp.ones(input_ids.shape, bool) if mask is None else mask
-    empty = np.argwhere(~np.any(np.asarray(mask), axis=-1))
+    mask = np.ones(input_ids.shape, bool) if mask is None else np.asarray(mask)
+    empty = np.argwhere(~np.any(mask, axis=-1))
     if len(empty):
         raise ValueError(
             f"attention_mask is 0 throughout in row {tuple(map(int, empty[0]))}: there is nothing "
             "to continue. Each row must have at least one token."
         )
-    return _flat(jnp.asarray(input_ids, jnp.int32), 1), _flat(mask, 1)
+    return _flat(np.asarray(input_ids).astype(np.int32), 1), _flat(mask, 1)
 
 
-def _flat(x: Array, own_axes: int) -> Array:
+def _flat(x: Array | np.ndarray, own_axes: int) -> Any:
     """With its leading axes as one."""
-    return jnp.reshape(x, (-1, *x.shape[x.ndim - own_axes :]))
+    return x.reshape(-1, *x.shape[x.ndim - own_axes :])
 
 
 def _without_padding(
-    ids: Int[Array, "rows seq"], mask: Bool[Array, "rows seq"], longest: int
-) -> tuple[Int[Array, "rows longest"], Bool[Array, "rows longest"]]:
-    order = jnp.argsort(mask, axis=-1, stable=True)[:, -longest:]
-    return jnp.take_along_axis(ids, order, axis=-1), jnp.take_along_axis(mask, order, axis=-1)
+    ids: Int[np.ndarray, "rows seq"], mask: Bool[np.ndarray, "rows seq"], longest: int
+) -> tuple[Int[np.ndarray, "rows longest"], Bool[np.ndarray, "rows longest"]]:
+    order = np.argsort(mask, axis=-1, kind="stable")[:, -longest:]
+    return np.take_along_axis(ids, order, axis=-1), np.take_along_axis(mask, order, axis=-1)
 
 
 def _padded(
-    ids: Int[Array, "rows seq"], mask: Bool[Array, "rows seq"], length: int
-) -> tuple[Int[Array, "rows length"], Bool[Array, "rows length"]]:
+    ids: Int[np.ndarray, "rows seq"], mask: Bool[np.ndarray, "rows seq"], length: int
+) -> tuple[Int[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
     missing = ((0, 0), (0, length - ids.shape[1]))
-    return jnp.pad(ids, missing), jnp.pad(mask, missing)
+    return np.pad(ids, missing), np.pad(mask, missing)
 
 
 def _limits(
-    ids: Int[Array, "rows seq"],
-    mask: Bool[Array, "rows seq"],
+    ids: Int[np.ndarray, "rows seq"],
+    mask: Bool[np.ndarray, "rows seq"],
     max_new_tokens: int | None,
     max_length: int | None,
     config: BertConfig,
@@ -289,7 +283,7 @@ def _limits(
         raise ValueError(
             f"{name} is {value}, which leaves no room for a new token after {seq} of the prompt."
         )
-    longest = int(np.max(np.sum(np.asarray(mask), axis=-1)))
+    longest = int(np.max(np.sum(mask, axis=-1)))
     if longest + limit > config.max_position_embeddings:
         raise ValueError(
             f"A prompt of {longest} tokens and {limit} new ones are more than the "
@@ -323,28 +317,32 @@ def _row_keys(
     return jnp.reshape(jax.vmap(lambda key: one_for_each(key, samples))(keys), -1)
 
 
-def _encoded(model: Any, request: _Request) -> Prompt:
-    """The prompt, with the encoder's output if the model has an encoder."""
-    if request.source is None:
-        return request.prompt
-    states = model.encode(request.source, request.source_mask).last_hidden_state
-    return eqx.tree_at(
-        lambda prompt: (prompt.encoder_hidden_states, prompt.encoder_attention_mask),
-        request.prompt,
-        (states, request.source_mask),
-        is_leaf=lambda x: x is None,
-    )
+def _prompt(model: Any, request: _Request) -> Prompt:
+    """The prompt of each sequence, with the encoder's output if the model has an encoder."""
+    prompt = request.prompt
+    if request.source is not None:
+        states = model.encode(request.source, request.source_mask).last_hidden_state
+        prompt = eqx.tree_at(
+            lambda prompt: (prompt.encoder_hidden_states, prompt.encoder_attention_mask),
+            prompt,
+            (states, request.source_mask),
+            is_leaf=lambda x: x is None,
+        )
+    samples = request.options.num_return_sequences
+    if request.options.num_beams > 1 or samples == 1:
+        return prompt
+    return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0) if x.ndim else x, prompt)
 
 
 @eqx.filter_jit
 def _run(model: Any, request: _Request) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
     search = beam.run if request.options.num_beams > 1 else greedy.run
-    return search(_decoder_of(model), _encoded(model, request), request.keys, request.options)
+    return search(_decoder_of(model), _prompt(model, request), request.keys, request.options)
 
 
 @eqx.filter_jit
 def _start(model: Any, request: _Request) -> greedy.State:
-    return greedy.start(_decoder_of(model), _encoded(model, request), request.keys, request.options)
+    return greedy.start(_decoder_of(model), _prompt(model, request), request.keys, request.options)
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -354,7 +352,7 @@ def _advance(model: Any, state: greedy.State, options: GenerationOptions) -> gre
 
 def _collect(
     request: _Request,
-    given: Int[Array, "rows prompt"],
+    given: Int[np.ndarray, "rows prompt"],
     batch_shape: tuple[int, ...],
     ids: Int[Array, "..."],
     scores: Float[Array, "..."],
@@ -369,7 +367,7 @@ def _collect(
     lengths = np.sum(new >= 0, axis=-1)
     new = new[..., : int(lengths.max())]
     new = np.where(new < 0, options.padding, new)
-    prompts = np.broadcast_to(np.asarray(given)[:, None], (rows, count, given.shape[1]))
+    prompts = np.broadcast_to(given[:, None], (rows, count, given.shape[1]))
     shape = batch_shape + (() if count == 1 else (count,))
     sequences = np.concatenate([prompts, new], axis=-1)
     return GenerationOutput(

@@ -60,8 +60,10 @@ class Prompt(eqx.Module):
         # A single row goes without its axis: an axis of size 1 keeps XLA on CPU from updating the
         # cache in place.
         rows = () if batch == 1 else (batch,)
-        cache = decoder.init_cache(rows, seq + side_by_side * new_slots)
-        logits, cache = read_tokens(decoder, ids, cache, **options)
+        # Slots for what is to come are added when the prompt has been read, so that it does not
+        # attend to them.
+        logits, cache = read_tokens(decoder, ids, decoder.init_cache(rows, seq), **options)
+        cache = cache.extend(side_by_side * new_slots)
         unfilled = jnp.full((batch, new_slots), -1, jnp.int32)
         filled = jnp.where(valid, ids, -1).astype(jnp.int32)
         return logits[:, -1], cache, jnp.concatenate([filled, unfilled], axis=-1)

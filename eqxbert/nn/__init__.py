@@ -12,7 +12,11 @@ from .attention import (
     dot_product_attention as dot_product_attention,
     relative_position_scores as relative_position_scores,
 )
-from .cache import KVCache as KVCache, write_slots as write_slots
+from .cache import (
+    KVCache as KVCache,
+    extend_slots as extend_slots,
+    write_slots as write_slots,
+)
 from .dropout import dropout as dropout, split_key as split_key
 from .embedding import Embedding as Embedding
 from .linear import Linear as Linear

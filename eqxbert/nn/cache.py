@@ -31,7 +31,20 @@ class KVCache(eqx.Module):
             write_slots(self.values, new.values, start, axis=-2),
         )
 
+    def extend(self, count: int) -> "KVCache":
+        """With `count` more slots, which are zero."""
+        return KVCache(
+            extend_slots(self.keys, count, axis=-2), extend_slots(self.values, count, axis=-2)
+        )
+
 
 def write_slots(slots: Array, new: Array, start: Int[Array, ""], *, axis: int) -> Array:
     """`slots` with those of `new` from `start` on, along one axis; the others are equal."""
     return lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, axis % slots.ndim)
+
+
+def extend_slots(slots: Array, count: int, *, axis: int) -> Array:
+    """`slots` with `count` more of them, which are zero, along one axis."""
+    padding = [(0, 0)] * slots.ndim
+    padding[axis] = (0, count)
+    return jnp.pad(slots, padding)

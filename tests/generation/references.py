@@ -266,8 +266,8 @@ def _whole(model: BertForCausalLM, ids: Any) -> jax.Array:
     return model(ids).logits
 
 
-def count_compilations(call: Callable[[], Any]) -> int:
-    """How many programs are compiled by a call of `generate` or of `stream`."""
+def compiled_programs(call: Callable[[], Any]) -> list[str]:
+    """The names of all programs that are compiled by a call."""
     messages: list[str] = []
 
     class Handler(logging.Handler):
@@ -283,5 +283,12 @@ def count_compilations(call: Callable[[], Any]) -> int:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
-    programs = ("jit(_run)", "jit(_start)", "jit(_advance)")
-    return sum(m.startswith("Compiling") and any(p in m for p in programs) for m in messages)
+    return [m.split()[1] for m in messages if m.startswith("Compiling")]
+
+
+def count_compilations(call: Callable[[], Any]) -> int:
+    """How many programs of generation are compiled by a call of `generate` or of `stream`, those
+    that prepare its arguments left out.
+    """
+    names = ("jit(_run)", "jit(_start)", "jit(_advance)")
+    return sum(name in names for name in compiled_programs(call))

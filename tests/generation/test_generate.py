@@ -1,6 +1,8 @@
 """Greedy generation against transformers, token for token; and what `generate` returns."""
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import jax
@@ -8,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from generation.conftest import generate_module
 from generation.references import (
     EOS,
     PAD,
     Markov,
+    compiled_programs,
     count_compilations,
     log_probabilities,
     our_tokens,
@@ -21,10 +25,11 @@ from generation.references import (
     same_decoder,
     their_tokens,
 )
-from helpers import max_difference
+from helpers import max_difference, tiny_config
 from tolerances import FLOAT32
 
 from eqxbert import BertForCausalLM, generate
+from eqxbert.generation.options import GenerationOptions
 
 # Random models, in each of which some token is likely to come up sooner or later.
 SEEDS = {5: 3, 1: 11}
@@ -273,6 +278,60 @@ def test_one_program_for_a_bucket_of_prompts():
     assert compilations((6, 8), max_new_tokens=None, max_length=20) == 1
     for length in (1, 5, 7):
         assert compilations((6, length), max_new_tokens=None, max_length=20) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_another_prompt_compiles_nothing_at_all(options):
+    model = Markov.random(9)
+    for number, seq in enumerate((4, 6, 1, 8)):
+        key = jax.random.key(number) if options.get("do_sample") else None
+        prompts = random_prompts(7, seq, number) % 9
+        names = compiled_programs(
+            lambda p=prompts, k=key: generate(model, p, max_new_tokens=5, key=k, **options)
+        )
+        assert bool(names) == (number == 0), names
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize(("rows", "beams"), [(1, 1), (3, 1), (1, 4), (3, 4)])
+def test_there_is_one_cache_and_no_second_copy_of_it(rows, beams):
+    """What a program's memory grows by with each new token: two vectors for each layer and beam,
+    and little else; and no operation of its loop copies or makes as much as one cache's keys.
+    """
+    config = tiny_config(
+        is_decoder=True,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        max_position_embeddings=3000,
+    )
+    model = BertForCausalLM(config, key=jax.random.key(0))
+
+    def compiled(new_tokens: int) -> Any:
+        prompts = random_prompts(rows, 4)
+        options = GenerationOptions(num_beams=beams)
+        request, *_ = generate_module._request(
+            model, prompts, None, new_tokens, None, None, None, None, options
+        )
+        return generate_module._run.lower(model, request).compile().compiled
+
+    short, long = compiled(500), compiled(2500)
+    sizes = [program.memory_analysis().temp_size_in_bytes for program in (short, long)]
+    of_a_token = rows * beams * 3 * 2 * 64 * 4
+    growth = (sizes[1] - sizes[0]) / 2000
+    assert of_a_token <= growth < 1.25 * of_a_token
+
+    keys_of_a_layer = rows * (8 + beams * 2500) * 64
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", _while_bodies(long.as_text()))
+    assert all(math.prod(map(int, shape.split(","))) < keys_of_a_layer for shape in copies)
+
+
+def _while_bodies(program: str) -> str:
+    """The text of the loops of a compiled program."""
+    names = re.findall(r"while\(.*?body=%([\w.-]+)", program)
+    assert names
+    bodies = [re.search(rf"^%{re.escape(name)} .*?^}}", program, re.M | re.S) for name in names]
+    return "\n".join(body.group() for body in bodies if body)
 
 
 def test_processors_are_told_apart_by_identity():

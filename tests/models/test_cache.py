@@ -366,6 +366,67 @@ def test_a_decoder_without_a_head_has_a_cache():
     assert max_difference(ours, whole.reshape(2, 3, SEQ, 12)) < FLOAT32
 
 
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_continuations_side_by_side(kind):
+    """Two continuations of each row in one cache, in which each token attends to the prompt, to its
+    own ones before it, and to itself.
+    """
+    model, rng = decoder(kind), np.random.default_rng(3)
+    prompt, mask = IDS[:, :3], MASK[:, :3].copy()
+    mask[:, 2] = True
+    new = rng.integers(0, TINY["vocab_size"], (ROWS, 2, 3), np.int32)
+    first = encoder_states(kind)
+
+    def alone(which: int) -> np.ndarray:
+        ids = np.concatenate([prompt, new[:, which]], axis=-1)
+        all_mask = np.concatenate([mask, np.ones((ROWS, 3), bool)], axis=-1)
+        return decode(model, ids, all_mask, (6,), **first).logits[:, 3:]
+
+    cache = call(model, prompt, mask, {"cache": model.init_cache(ROWS, SLOTS), **first}).cache
+    attended = np.zeros((ROWS, 2, SLOTS), bool)
+    attended[:, :, :3] = mask[:, None]
+    logits = []
+    for step in range(3):
+        for which in range(2):
+            attended[:, which, 3 + 2 * step + which] = True
+        out = call(model, new[:, :, step], attended.copy(), {"cache": cache})
+        cache = out.cache
+        logits.append(out.logits)
+    for which in range(2):
+        together = np.stack([x[:, which] for x in logits], axis=1)
+        assert max_difference(together, alone(which)) < FLOAT32
+
+
+def test_a_mask_of_slots_shows_neither_later_ones_nor_padding():
+    model = decoder()
+    mask = MASK.copy()
+    mask[:, 0] = [1, 0, 1, 0, 0, 0]
+    cache = call(model, IDS[:, :3], mask[:, :3], {"cache": model.init_cache(ROWS, SLOTS)}).cache
+    everything = np.ones((ROWS, 2, SLOTS), bool)
+    by_slot = call(model, IDS[:, 3:5], everything, {"cache": cache})
+    by_token = call(model, IDS[:, 3:5], np.ones((ROWS, 2), bool), {"cache": cache})
+    assert np.array_equal(by_slot.logits, by_token.logits)
+    assert np.array_equal(by_slot.cache.positions, by_token.cache.positions)
+
+    # Whoever attends to nothing is padding.
+    everything[:, 0] = False
+    padding = call(model, IDS[:, 3:5], everything, {"cache": cache}).cache
+    assert not np.any(padding.valid[:, 3])
+    assert np.all(padding.valid[:, 4])
+
+
+def test_a_cache_with_more_room():
+    model = decoder("cross")
+    full = decode(model, IDS, MASK, (7,), **encoder_states("cross"))
+    small = model.init_cache(ROWS, 4)
+    options = {"cache": small, **encoder_states("cross")}
+    cache = call(model, IDS[:, :4], MASK[:, :4], options).cache
+    with pytest.raises(ValueError, match="overflows: 4 of its 4 slots"):
+        model(IDS[:, 4:], MASK[:, 4:], cache=cache)
+    out = call(model, IDS[:, 4:], MASK[:, 4:], {"cache": cache.extend(3)})
+    assert max_difference(out.logits, full.logits[:, 4:]) < FLOAT32
+
+
 @pytest.mark.parametrize("kind", ["plain", "cross", "pruned cross"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_size_in_memory(kind, dtype):

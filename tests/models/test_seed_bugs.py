@@ -28,6 +28,7 @@ from eqxbert import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertModel,
+    EncoderDecoderModel,
 )
 from eqxbert.convert import CheckpointError, load
 
@@ -45,6 +46,49 @@ def test_a_decoder_without_cross_attention_takes_a_padding_mask(key):
     changed = np.where(mask, IDS, (IDS + 1) % 33).astype(np.int32)
     before, after = model(IDS, mask).logits, model(changed, mask).logits
     assert np.array_equal(before[mask == 1], after[mask == 1])
+
+
+def test_a_decoder_without_cross_attention_decodes_with_a_cache(key):
+    """There, the same mistake: its cache is left empty, and `generate` fails."""
+    model = BertForCausalLM(tiny_config(is_decoder=True), key=key)
+    out = eqxbert.generate(model, IDS, max_new_tokens=3)
+    ids = IDS
+    for _ in range(3):
+        best = np.argmax(model(ids).logits[:, -1], axis=-1)
+        ids = np.concatenate([ids, best[:, None].astype(np.int32)], axis=-1)
+    assert np.array_equal(out.sequences, ids)
+
+
+def test_an_encoder_decoders_encoder_takes_positions(key):
+    """There, `encode` hands them on as token types, and those beyond the second give NaN."""
+    encoder = BertModel(tiny_config(**NO_DROPOUT), key=key)
+    decoder = BertForCausalLM(tiny_config(is_decoder=True, add_cross_attention=True), key=key)
+    model = EncoderDecoderModel.from_encoder_decoder(encoder, decoder, key=key)
+    positions = np.arange(IDS.shape[-1], dtype=np.int32)[None, ::-1]
+    ours = model.encode(IDS, position_ids=positions).last_hidden_state
+    assert np.array_equal(ours, encoder(IDS, position_ids=positions).last_hidden_state)
+    assert np.all(np.isfinite(ours))
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForCausalLM])
+def test_a_cache_can_be_made_by_every_decoder(kind, key):
+    """There, `init_cache` of the base model takes the positions for token types, and those of other
+    heads have no such method.
+    """
+    model = kind(tiny_config(is_decoder=True), key=key)
+    out = model(IDS, cache=model.init_cache(IDS.shape[:1], 9))
+    assert max_difference(out[0], model(IDS)[0]) < FLOAT32
+    assert out.cache.length == IDS.shape[-1]
+
+
+def test_a_full_cache_is_an_error(key):
+    """There, what no longer fits overwrites what was last."""
+    model = BertModel(tiny_config(is_decoder=True), key=key)
+    cache = model(IDS, cache=model.init_cache(IDS.shape[:1], IDS.shape[-1])).cache
+    with pytest.raises(ValueError, match="The cache overflows"):
+        model(IDS[:, :1], cache=cache)
+    compiled = jax.jit(lambda ids, cache: model(ids, cache=cache).last_hidden_state)
+    assert np.all(np.isnan(compiled(IDS[:, :1], cache)))
 
 
 @pytest.mark.parametrize("is_decoder", [True, False])
