@@ -1,0 +1,135 @@
+"""How fast text is generated, next to transformers' PyTorch and to the memory of the machine.
+
+    python tests/benchmarks/decoding.py [--rounds 5] [--threads 2]
+
+A decoder of MiniLM's shape with random weights, in float32, continues 16 tokens by 112: greedily,
+and with 4 beams, for one row and for 8. Both generate the same tokens, or it is an error. They take
+turns, and what is given are medians; the floor is the time to read the weights once for each token,
+at the rate at which this machine sums as many numbers. (Rows and beams are read for together.) Then
+the milliseconds for each token by the number of tokens: with a cache they grow with the attention
+to it alone.
+
+It runs in the environment of the `python` that is called, which must have transformers and torch.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+import eqxbert
+
+PROMPT, NEW = 16, 112
+SHAPE: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "is_decoder": True,
+}
+CELLS = ((1, 1), (8, 1), (1, 4), (8, 4))
+LENGTHS = (28, 112, 240, 480)
+
+# PyTorch's threads spin for more work for up to 0.2 s after a call, and would slow the next one.
+PAUSE_SECONDS = 0.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generation side by side with transformers.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    # (Its type has no `generate`, which comes from a mixin.)
+    reference: Any = transformers.BertLMHeadModel(transformers.BertConfig(**SHAPE)).eval()
+    model = eqxbert.convert.from_state_dict(
+        eqxbert.BertForCausalLM, eqxbert.BertConfig(**SHAPE), reference.state_dict()
+    )
+    floor = reading_seconds(model, options.rounds)
+    print(f"floor {floor * 1e3:.2f} ms a token")
+
+    print(f"{'rows':>4}{'beams':>6}{'tokens/s':>10}{'transformers':>14}{'ratio':>7}{'x floor':>9}")
+    for rows, beams in CELLS:
+        prompts = random_prompts(rows)
+        calls = {
+            "ours": lambda p=prompts, b=beams: ours(model, p, b),
+            "theirs": lambda p=prompts, b=beams: theirs(reference, p, b),
+        }
+        results = {name: call() for name, call in calls.items()}  # which also compiles
+        assert np.array_equal(results["ours"], results["theirs"]), "they generate different tokens"
+        seconds = medians(calls, options.rounds)
+        speeds = {name: rows * NEW / seconds[name] for name in calls}
+        ratio = speeds["ours"] / speeds["theirs"]
+        above_floor = seconds["ours"] / NEW / floor
+        print(
+            f"{rows:4}{beams:6}{speeds['ours']:10.0f}{speeds['theirs']:14.0f}{ratio:7.2f}"
+            f"{above_floor:9.2f}",
+            flush=True,
+        )
+
+    prompts = random_prompts(1)
+    calls = {str(new): lambda n=new: ours(model, prompts, 1, n) for new in LENGTHS}
+    for call in calls.values():
+        call()
+    print(f"{'new tokens':>10}{'ms a token':>12}")
+    for new, seconds in medians(calls, options.rounds).items():
+        print(f"{new:>10}{seconds / int(new) * 1e3:12.2f}")
+
+
+def ours(
+    model: eqxbert.BertForCausalLM, prompts: np.ndarray, beams: int, new: int = NEW
+) -> np.ndarray:
+    out = eqxbert.generate(model, prompts, max_new_tokens=new, num_beams=beams)
+    return np.asarray(out.sequences)
+
+
+def theirs(reference: Any, prompts: np.ndarray, beams: int) -> np.ndarray:
+    ids = torch.tensor(prompts)
+    with torch.inference_mode():
+        out = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW,
+            num_beams=beams,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return out.numpy()
+
+
+def random_prompts(rows: int) -> np.ndarray:
+    return np.random.default_rng(rows).integers(1000, 30000, (rows, PROMPT))
+
+
+def reading_seconds(model: eqxbert.BertForCausalLM, rounds: int) -> float:
+    """The seconds it takes to sum the weights that are read for a token: all but the positions."""
+    arrays = [x for x in jax.tree.leaves(model) if x.shape[0] != 512]
+    count = sum(x.size for x in arrays)
+    numbers = jnp.ones((count // 4096, 4096), jnp.float32)
+    sums = jax.jit(lambda x: jnp.sum(x, axis=1))
+    jax.block_until_ready(sums(numbers))
+    return medians({"read": lambda: jax.block_until_ready(sums(numbers))}, 4 * rounds)["read"]
+
+
+def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median seconds of each call, in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(PAUSE_SECONDS)
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
