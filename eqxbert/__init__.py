@@ -11,7 +11,13 @@ if _os.environ.get("EQXBERT_TYPECHECK") == "1":
 
     _install_import_hook("eqxbert", "beartype.beartype")
 
-from . import convert as convert, generation as generation, models as models, nn as nn
+from . import (
+    convert as convert,
+    generation as generation,
+    models as models,
+    nn as nn,
+    training as training,
+)
 from .config import BertConfig as BertConfig
 from .encoder_decoder_config import EncoderDecoderConfig as EncoderDecoderConfig
 from .generation import generate as generate, stream as stream

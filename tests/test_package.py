@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "convert": {"config", "files"},
     "models": {"checks", "nn", "config", "encoder_decoder_config", "outputs", "convert"},
     "generation": {"checks", "config", "nn", "outputs"},
-    "training": {"config", "nn", "outputs", "convert"},
+    "training": {"config", "nn", "outputs", "convert", "models"},
     "text": {"config", "files", "nn", "outputs", "convert", "models"},
     "cli": {"config", "nn", "outputs", "convert", "models", "text", "generation", "training"},
 }

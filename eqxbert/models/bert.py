@@ -237,7 +237,7 @@ class BertModel(OneBertModel):
             raise ValueError(
                 f"Sizes of a cache must be positive, got batch {batch}, max_length {max_length}."
             )
-        return empty_cache(self.config, batch, max_length, self.embeddings.word.weight.dtype)
+        return empty_cache(self.config, batch, max_length, self.embeddings.dtype)
 
     def _check_is_decoder(self, what: str) -> None:
         if not self.config.is_decoder:
@@ -297,7 +297,7 @@ class BertModel(OneBertModel):
                 f"({', '.join(map(str, (*batch, 'encoder_seq', hidden)))})."
             )
         cross_mask = check_mask("encoder_attention_mask", mask, states.shape[:-1])
-        states = jnp.asarray(states, self.embeddings.word.weight.dtype)
+        states = jnp.asarray(states, self.embeddings.dtype)
         return self.encoder.project_cross(states), cross_mask
 
     def _embed_words(

@@ -69,4 +69,10 @@ class Embeddings(eqx.Module):
             else:
                 positions = self.position(position_ids)
             x = x + jnp.broadcast_to(positions.astype(dtype), words.shape)
-        return dropout(self.norm(x).astype(words.dtype), self.dropout_rate, key)
+        # The tables may be in more than the dtype that is computed in.
+        return dropout(self.norm(x).astype(self.dtype), self.dropout_rate, key)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What the encoder computes in."""
+        return self.norm.weight.dtype

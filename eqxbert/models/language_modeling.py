@@ -67,7 +67,10 @@ class LMHead(eqx.Module):
         table = words if self.decoder is None else self.decoder.weight
         contract_last_axes = (((x.ndim - 1,), (1,)), ((), ()))
         logits = lax.dot_general(
-            x, table, contract_last_axes, preferred_element_type=accumulation_dtype(x)
+            x,
+            table.astype(x.dtype),
+            contract_last_axes,
+            preferred_element_type=accumulation_dtype(x),
         )
         return logits + align_trailing(self.bias.astype(logits.dtype), logits)
 

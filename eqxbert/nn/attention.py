@@ -151,7 +151,7 @@ def relative_position_scores(
         distances, axes = every[kv_seq - q_seq :, None] - every[None, :], "qkd"
     else:
         distances, axes = positions[0][..., :, None] - positions[1][..., None, :], "...qkd"
-    embedded = table[distances + zero_distance]
+    embedded = table[distances + zero_distance].astype(query.dtype)
     dtype = accumulation_dtype(query)
     scores = jnp.einsum(f"...hqd,{axes}->...hqk", query, embedded, preferred_element_type=dtype)
     if position_type == "relative_key_query":

@@ -1,0 +1,234 @@
+"""One update of a model, compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray, PyTree
+
+from ..models.checkpointing import Policy, checkpoint_layers
+from .loss import Batch, LossFunction, MeanLoss, as_means, model_loss, total_loss
+from .optimizer import Optimizer
+from .precision import LossScale, for_compute
+
+Metrics = dict[str, Array]
+
+
+class TrainState(eqx.Module):
+    """All that changes in training.
+
+    - `model`: the model; its parameters are kept in the dtype that they have.
+    - `optimizer_state`: the optimizer's, of the parameters that train.
+    - `step`: how many batches there have been.
+    - `skipped`: how many of these changed nothing, since their gradients were not finite.
+    - `key`: the PRNG key from which each step's dropout is drawn.
+    - `loss_scale`: if the loss is scaled.
+    - `trainable`: which parameters train; None for all.
+    """
+
+    model: Any
+    optimizer_state: PyTree
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    key: PRNGKeyArray
+    loss_scale: LossScale | None
+    trainable: PyTree | None = eqx.field(static=True)
+
+    @classmethod
+    def create(
+        cls,
+        model: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        key: PRNGKeyArray,
+        trainable: PyTree | None = None,
+        scale_loss: bool = False,
+    ) -> "TrainState":
+        """The state before the first step. The arrays of the model are copied, since a step takes
+        over the memory of the state that it is given.
+
+        **Arguments:**
+
+        - `model`, `optimizer`: what is trained, and by what.
+        - `key`: a PRNG key, for dropout.
+        - `trainable`: a tree of the model's structure with True for the parameters that train, such
+            as `freeze` makes; None for all.
+        - `scale_loss`: for float16, whether the loss is scaled.
+
+        **Raises:** `ValueError` if `trainable` is of another structure, or nothing trains.
+        """
+        if trainable is not None:
+            if jax.tree.structure(trainable) != jax.tree.structure(model):
+                raise ValueError(
+                    "trainable must have the structure of the model, with True or False in place "
+                    "of each array; eqxbert.training.freeze makes such a tree."
+                )
+            trainable = jax.tree.map(bool, trainable)
+            if not any(jax.tree.leaves(trainable)):
+                raise ValueError("trainable is False throughout: there is nothing to train.")
+        model = jax.tree.map(jnp.copy, model)
+        return cls(
+            model=model,
+            optimizer_state=optimizer.init(_split(model, trainable)[0]),
+            step=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
+            key=jnp.copy(key),
+            loss_scale=LossScale.create() if scale_loss else None,
+            trainable=trainable,
+        )
+
+
+def make_train_step(
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: LossFunction = model_loss,
+    accumulate: int = 1,
+    dtype: DTypeLike | None = None,
+    remat: bool | Policy = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A compiled function that takes a state and a batch, and returns the state after it, and what
+    there is to tell of it. The memory of the state that it is given is used again.
+
+    **Arguments:**
+
+    - `optimizer`: as in `TrainState.create`, such as `adamw`.
+    - `loss`: what is minimised; by default, the loss that the model returns for the labels in the
+        batch.
+    - `accumulate`: in how many parts, one after the other, a batch is computed: less memory, the
+        same gradients. A mean over labels remains one over those of the whole batch, however many
+        there are in each part.
+    - `dtype`: what is computed in, such as `jnp.bfloat16`; parameters, gradients and optimizer
+        stay in that of the parameters. None for theirs. float16 wants `scale_loss` in the state.
+    - `remat`: whether layers are computed again for their gradients, instead of being kept; or, for
+        something in between, one of `jax.checkpoint_policies`.
+
+    **Returns:** of a step, with these metrics: `loss`, `grad_norm` (before it is clipped),
+    `tokens` (which are attended to), `skipped` (steps so far whose gradients were not finite: such
+    a step leaves the parameters as they were) and, if the optimizer knows it, `learning_rate`.
+
+    **Raises:** `ValueError` if `accumulate` is not positive; a step, if it does not divide the
+    batch.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
+
+    # The batch comes first: only the memory of what follows is given away.
+    @eqx.filter_jit(donate="all-except-first")
+    def step(batch: Batch, state: TrainState) -> tuple[TrainState, Metrics]:
+        trained, frozen = _split(state.model, state.trainable)
+        key = jax.random.fold_in(state.key, state.step)
+        scale = None if state.loss_scale is None else state.loss_scale.value
+
+        def means(trained: PyTree, part: Batch, key: PRNGKeyArray) -> tuple[MeanLoss, ...]:
+            model = for_compute(eqx.combine(trained, frozen), dtype)
+            if remat is not False:
+                model = checkpoint_layers(model, None if remat is True else remat)
+            return as_means(loss(model, part, key))
+
+        value, gradients = _loss_and_gradients(means, trained, batch, key, accumulate, scale)
+        norm = optax.tree.norm(gradients)
+        is_finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
+        trained = _where(is_finite, eqx.apply_updates(trained, updates), trained)
+        skipped = state.skipped + jnp.where(is_finite, 0, 1)
+        new = TrainState(
+            model=eqx.combine(trained, frozen),
+            optimizer_state=_where(is_finite, optimizer_state, state.optimizer_state),
+            step=state.step + 1,
+            skipped=skipped,
+            key=state.key,
+            loss_scale=None if state.loss_scale is None else state.loss_scale.adjust(is_finite),
+            trainable=state.trainable,
+        )
+        metrics = {"loss": value, "grad_norm": norm, "tokens": _tokens(batch), "skipped": skipped}
+        if isinstance(optimizer, Optimizer):
+            metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
+        return new, metrics
+
+    return lambda state, batch: step(dict(batch), state)
+
+
+def make_eval_step(
+    *, loss: LossFunction = model_loss, dtype: DTypeLike | None = None
+) -> Callable[[Any, Batch], tuple[MeanLoss, ...]]:
+    """A compiled function that takes a model and a batch, and returns the means that its loss is
+    made of, without dropout. `dtype` is what is computed in.
+    """
+
+    @eqx.filter_jit
+    def step(model: Any, batch: Batch) -> tuple[MeanLoss, ...]:
+        return as_means(loss(for_compute(model, dtype), batch, None))
+
+    return step
+
+
+def _split(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
+    """The parameters that train and those that do not, with None in each other's place."""
+    return eqx.partition(model, eqx.is_inexact_array if trainable is None else trainable)
+
+
+def _loss_and_gradients(
+    means: Callable[[PyTree, Batch, PRNGKeyArray], tuple[MeanLoss, ...]],
+    trained: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray,
+    parts: int,
+    scale: Float[Array, ""] | None,
+) -> tuple[Float[Array, ""], PyTree]:
+    """The loss of a batch and its gradients, computed in a number of parts."""
+
+    def scaled(trained: PyTree, part: Batch, key: PRNGKeyArray, weights: Any) -> Any:
+        found = means(trained, part, key)
+        if weights is not None:
+            found = tuple(m._replace(mean=m.mean * w) for m, w in zip(found, weights, strict=True))
+        value = total_loss(found)
+        return value if scale is None else value * scale, value
+
+    def unscaled(gradients: PyTree) -> PyTree:
+        return gradients if scale is None else jax.tree.map(lambda g: g / scale, gradients)
+
+    differentiate = eqx.filter_value_and_grad(scaled, has_aux=True)
+    if parts == 1:
+        (_, value), gradients = differentiate(trained, batch, key, None)
+        return value, unscaled(gradients)
+
+    split = {name: _in_parts(name, x, parts) for name, x in batch.items()}
+    keys = jax.random.split(key, parts)
+    # A part counts by its share of the labels. To know it, the labels of all parts are counted
+    # first; nothing else of what is computed here is used, so it is not computed.
+    counts = lax.map(lambda inputs: tuple(m.count for m in means(trained, *inputs)), (split, keys))
+    weights = tuple(c / jnp.maximum(jnp.sum(c), 1) for c in counts)
+
+    def add(total: Any, inputs: Any) -> tuple[Any, None]:
+        (_, value), gradients = differentiate(trained, *inputs)
+        return jax.tree.map(jnp.add, total, (value, gradients)), None
+
+    zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trained)
+    (value, gradients), _ = lax.scan(add, zeros, (split, keys, weights))
+    return value, unscaled(gradients)
+
+
+def _in_parts(name: str, x: Any, parts: int) -> Array:
+    examples = jnp.shape(x)[0] if jnp.ndim(x) else 0
+    if examples % parts or not examples:
+        raise ValueError(
+            f"{name} has {examples} examples, which cannot be computed in {parts} equal parts. "
+            "Choose a batch size that is a multiple of accumulate."
+        )
+    return jnp.reshape(x, (parts, examples // parts, *jnp.shape(x)[1:]))
+
+
+def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _tokens(batch: Batch) -> Int[Array, ""]:
+    """The number of tokens that are attended to."""
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if mask is not None and ids is not None and jnp.ndim(mask) == jnp.ndim(ids):
+        return jnp.sum(mask != 0, dtype=jnp.int32)
+    return jnp.asarray(0 if ids is None else jnp.size(ids), jnp.int32)
