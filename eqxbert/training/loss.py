@@ -16,13 +16,14 @@ _LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 
 
 class MeanLoss(NamedTuple):
-    """A mean over labels, and their number: how much it counts among others of its kind.
+    """A mean over labels.
 
+    - `weight`: how much it counts among others of its kind: the number of labels.
     - `share`: its factor in the loss, which may be a sum of several kinds.
     """
 
     mean: Float[Array, ""]
-    count: Int[Array, ""] | Float[Array, ""]
+    weight: Int[Array, ""] | Float[Array, ""]
     share: float = 1.0
 
 

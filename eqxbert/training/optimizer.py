@@ -204,7 +204,7 @@ def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     def init(params: PyTree) -> _Moments:
         return _Moments(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(updates: PyTree, state: _Moments, params: PyTree = None) -> tuple[PyTree, _Moments]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment(updates, state.nu, b2, 2)

@@ -200,7 +200,7 @@ def _loss_and_gradients(
     keys = jax.random.split(key, parts)
     # A part counts by its share of the labels. To know it, the labels of all parts are counted
     # first; nothing else of what is computed here is used, so it is not computed.
-    counts = lax.map(lambda inputs: tuple(m.count for m in means(trained, *inputs)), (split, keys))
+    counts = lax.map(lambda inputs: tuple(m.weight for m in means(trained, *inputs)), (split, keys))
     weights = tuple(c / jnp.maximum(jnp.sum(c), 1) for c in counts)
 
     def add(total: Any, inputs: Any) -> tuple[Any, None]:
