@@ -1,5 +1,7 @@
 """Training: the optimizer, the compiled step, and what they work on."""
 
+from .checkpoint import Checkpoints as Checkpoints
+from .fit import FitResult as FitResult, fit as fit
 from .loss import (
     Batch as Batch,
     LossFunction as LossFunction,

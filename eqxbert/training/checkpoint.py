@@ -1,0 +1,157 @@
+"""Checkpoints of training, by orbax: everything that is needed to go on as if nothing had been."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .step import TrainState
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read: the state, and the notes that were saved with it."""
+
+    state: TrainState
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run in a folder: the last ones, and the best.
+
+    They are written in the background, and are there whole or not at all, whatever happens
+    meanwhile. To be closed, or used in a `with` statement, so that the last one is finished.
+    """
+
+    def __init__(self, folder: str | PathLike[str], *, keep: int = 2):
+        """**Arguments:**
+
+        - `folder`: where they are, or will be.
+        - `keep`: how many of the last ones are kept, besides the best.
+
+        **Raises:** `ImportError` without orbax-checkpoint, `ValueError` if `keep` is not positive.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}.")
+        self.folder = Path(folder).expanduser().absolute()
+        self._orbax = _orbax()
+        managers = self._orbax.checkpoint_managers
+        self._manager = self._orbax.CheckpointManager(
+            self.folder,
+            options=self._orbax.CheckpointManagerOptions(
+                preservation_policy=managers.AnyPreservationPolicy(
+                    [
+                        managers.LatestN(keep),
+                        managers.BestN(
+                            get_metric_fn=lambda metrics: metrics["rank"], n=1, reverse=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Until all are written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until all are written, and ends what there is in the background."""
+        self.wait()
+        self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of which there are checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, notes: Mapping[str, Any], *, rank: float = 0.0) -> None:
+        """Writes one in the background.
+
+        **Arguments:**
+
+        - `state`: the state of training; its step names the checkpoint.
+        - `notes`: what else there is to keep: JSON's values.
+        - `rank`: how good it is. The best is kept.
+        """
+        args = self._orbax.args
+        state = _with_key_data(state)
+        self._manager.save(
+            int(state.step),
+            args=args.Composite(
+                state=args.StandardSave(state),
+                notes=args.JsonSave({"notes": dict(notes), "arrays": _arrays(state)}),
+            ),
+            metrics={"rank": float(rank)},
+        )
+
+    def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
+        """The checkpoint of a step, or the last one; None if there is none.
+
+        **Arguments:**
+
+        - `like`: a state of the same model and optimizer, which says in what form it comes.
+
+        **Raises:** `ValueError` if it is of another model or optimizer, or there is none of `step`.
+        """
+        if not self.steps:
+            return None
+        step = self.steps[-1] if step is None else step
+        if step not in self.steps:
+            raise ValueError(
+                f"{self.folder} has no checkpoint of step {step}, but of {self.steps}."
+            )
+        args = self._orbax.args
+        saved = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore())).notes
+        form = _with_key_data(like)
+        self._check(saved["arrays"], _arrays(form))
+        state = self._manager.restore(
+            step, args=args.Composite(state=args.StandardRestore(form))
+        ).state
+        key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
+        return Restored(eqx.tree_at(lambda s: s.key, state, key), saved["notes"])
+
+    def _check(self, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        problems = [
+            f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+            for name in [*wanted, *(n for n in saved if n not in wanted)]
+            if saved.get(name) != wanted.get(name)
+        ]
+        if problems:
+            more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError(
+                f"The checkpoint in {self.folder} is of another model or optimizer: "
+                f"{'; '.join(problems[:5])}{more}. Give the folder of this run, or a new one."
+            )
+
+
+def _with_key_data(state: TrainState) -> TrainState:
+    """With the numbers of the key in its place, which every version of orbax can write."""
+    return eqx.tree_at(lambda s: s.key, state, jax.random.key_data(state.key))
+
+
+def _arrays(state: TrainState) -> dict[str, str]:
+    """The shape and dtype of each array."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{list(np.shape(x))}"
+        for path, x in leaves
+    }
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise ImportError(
+            "Checkpoints of training need orbax-checkpoint: pip install 'eqxbert[train]'."
+        ) from error
+    return orbax.checkpoint
