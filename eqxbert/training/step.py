@@ -1,6 +1,6 @@
 """One update of a model, compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -196,7 +196,7 @@ def _loss_and_gradients(
         (_, value), gradients = differentiate(trained, batch, key, None)
         return value, unscaled(gradients)
 
-    split = {name: _in_parts(name, x, parts) for name, x in batch.items()}
+    split = jax.tree.map(lambda x: _in_parts(x, parts), batch)
     keys = jax.random.split(key, parts)
     # A part counts by its share of the labels. To know it, the labels of all parts are counted
     # first; nothing else of what is computed here is used, so it is not computed.
@@ -212,11 +212,11 @@ def _loss_and_gradients(
     return value, unscaled(gradients)
 
 
-def _in_parts(name: str, x: Any, parts: int) -> Array:
+def _in_parts(x: Any, parts: int) -> Array:
     examples = jnp.shape(x)[0] if jnp.ndim(x) else 0
     if examples % parts or not examples:
         raise ValueError(
-            f"{name} has {examples} examples, which cannot be computed in {parts} equal parts. "
+            f"The batch has {examples} examples, which cannot be computed in {parts} equal parts. "
             "Choose a batch size that is a multiple of accumulate."
         )
     return jnp.reshape(x, (parts, examples // parts, *jnp.shape(x)[1:]))
@@ -227,8 +227,11 @@ def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def _tokens(batch: Batch) -> Int[Array, ""]:
-    """The number of tokens that are attended to."""
+    """The number of tokens that are attended to, in all parts of the batch."""
+    parts = [_tokens(part) for part in batch.values() if isinstance(part, Mapping)]
     mask, ids = batch.get("attention_mask"), batch.get("input_ids")
     if mask is not None and ids is not None and jnp.ndim(mask) == jnp.ndim(ids):
-        return jnp.sum(mask != 0, dtype=jnp.int32)
-    return jnp.asarray(0 if ids is None else jnp.size(ids), jnp.int32)
+        parts.append(jnp.sum(mask != 0, dtype=jnp.int32))
+    elif ids is not None:
+        parts.append(jnp.asarray(jnp.size(ids), jnp.int32))
+    return sum(parts, start=jnp.zeros((), jnp.int32))
