@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .config import BertConfig
 from .convert import convert_checkpoint, inspect_checkpoint, staged_file
 from .models import BertModel, model_class_of
 from .text import SentenceEncoder
+from .text.tasks.finetune import TASKS, finetune
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"eqxbert: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -91,7 +93,84 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("folder", metavar="FOLDER", help="where to write")
     convert.add_argument("--dtype", choices=_DTYPES, help="default: what the checkpoint has")
     convert.set_defaults(run=_convert)
+
+    _add_finetune(commands.add_parser("finetune", **_FINETUNE))
     return parser
+
+
+_FINETUNE: dict[str, Any] = {
+    "help": "train a model for a task",
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "description": """\
+Fine-tunes a model on a file of examples, and writes it to a folder, with its tokenizer and the
+metrics on other examples in metrics.json. Stopped and called again, it goes on where it was.
+
+Files are UTF-8, and told by the endings of their names:
+
+  classification              .jsonl  {"text": "...", "text_pair": "...", "label": "name"}
+                              .tsv    a table with columns text, label and, for pairs, text_pair
+  multi-label-classification  .jsonl  {"text": "...", "label": ["name", "other name"]}
+  regression                  as for classification, with a number as the label
+  token-classification        .conll, .txt  a word and its label on each line, empty lines between
+                                      sentences; B-, I- and O for entities
+                              .jsonl  {"words": ["..."], "labels": ["name"]}
+  question-answering          .json   SQuAD's
+                              .jsonl  {"question": "...", "context": "...",
+                                       "answers": [{"text": "...", "answer_start": 0}]}
+  multiple-choice             .jsonl  {"context": "...", "endings": ["...", "..."], "label": 0}
+                              .tsv    a table with columns context, ending0, ending1, ..., label
+
+The first line of a .tsv names its columns; they are separated by tabs, and nothing is quoted. For
+classes, there may be numbers from 0 on in place of names.""",
+}
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"one of {', '.join(TASKS)}")
+    required = parser.add_argument_group("required")
+    for name, metavar, text in (
+        ("--model", "MODEL", "folder, or name on the Hugging Face hub, of any BERT"),
+        ("--train", "FILE", "examples to train on"),
+        ("--out", "FOLDER", "where to write"),
+    ):
+        required.add_argument(name, required=True, metavar=metavar, help=text)
+    parser.add_argument(
+        "--dev", metavar="FILE", help="examples to choose the best epoch by; default: the last one"
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="NAMES",
+        help="the classes in their order, separated by commas; default: the model's or the files'",
+    )
+    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="X", help="the highest; default: 5e-5"
+    )
+    parser.add_argument(
+        "--warmup",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="in which share of the training the learning rate rises; default: 0.1",
+    )
+    parser.add_argument(
+        "--weight-decay", type=float, default=0.01, metavar="X", help="default: 0.01"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens of an input; default: the model's, or 384 for questions",
+    )
+    parser.add_argument(
+        "--group-by-length",
+        action="store_true",
+        help="put inputs of similar lengths in a batch: faster where lengths vary much",
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, help="what is computed in; default: float32")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.set_defaults(run=_finetune)
 
 
 def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +281,16 @@ def _convert(options: argparse.Namespace) -> None:
     )
     print(report)
     print(f"Written to {options.folder}.")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    settings = {k: v for k, v in vars(options).items() if k not in ("run", "task", "labels")}
+    labels = None if options.labels is None else options.labels.split(",")
+    metrics = finetune(options.task, labels=labels, **settings)
+    for name, value in metrics.items():
+        if name != "evaluations":
+            print(f"{name}\t{value}")
+    print(f"Written to {options.out}.")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "models": {"checks", "nn", "config", "encoder_decoder_config", "outputs", "convert"},
     "generation": {"checks", "config", "nn", "outputs"},
     "training": {"config", "nn", "outputs", "convert", "models"},
-    "text": {"config", "files", "nn", "outputs", "convert", "models"},
+    "text": {"config", "files", "nn", "outputs", "convert", "models", "training"},
     "cli": {"config", "nn", "outputs", "convert", "models", "text", "generation", "training"},
 }
 

@@ -1,6 +1,6 @@
 """Checkpoints of training, by orbax: everything that is needed to go on as if nothing had been."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,19 +38,10 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}.")
         self.folder = Path(folder).expanduser().absolute()
         self._orbax = _orbax()
-        managers = self._orbax.checkpoint_managers
+        self._policy = _LastAndBest(keep)
         self._manager = self._orbax.CheckpointManager(
             self.folder,
-            options=self._orbax.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(
-                    [
-                        managers.LatestN(keep),
-                        managers.BestN(
-                            get_metric_fn=lambda metrics: metrics["rank"], n=1, reverse=False
-                        ),
-                    ]
-                ),
-            ),
+            options=self._orbax.CheckpointManagerOptions(preservation_policy=self._policy),
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -73,24 +64,26 @@ class Checkpoints:
         """The steps of which there are checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, notes: Mapping[str, Any], *, rank: float = 0.0) -> None:
+    def save(
+        self, state: TrainState, notes: Mapping[str, Any], *, best_step: int | None = None
+    ) -> None:
         """Writes one in the background.
 
         **Arguments:**
 
         - `state`: the state of training; its step names the checkpoint.
         - `notes`: what else there is to keep: JSON's values.
-        - `rank`: how good it is. The best is kept.
+        - `best_step`: the step of the best one so far, which is kept.
         """
         args = self._orbax.args
         state = _with_key_data(state)
+        self._policy.best_step = best_step
         self._manager.save(
             int(state.step),
             args=args.Composite(
                 state=args.StandardSave(state),
                 notes=args.JsonSave({"notes": dict(notes), "arrays": _arrays(state)}),
             ),
-            metrics={"rank": float(rank)},
         )
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
@@ -131,6 +124,19 @@ class Checkpoints:
                 f"The checkpoint in {self.folder} is of another model or optimizer: "
                 f"{'; '.join(problems[:5])}{more}. Give the folder of this run, or a new one."
             )
+
+
+class _LastAndBest:
+    """Says to orbax which checkpoints are kept once another one is written."""
+
+    def __init__(self, last: int):
+        self.last = last
+        self.best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        last = {checkpoint.step for checkpoint in checkpoints[-self.last :]}
+        return [checkpoint.step in last | {self.best_step} for checkpoint in checkpoints]
 
 
 def _with_key_data(state: TrainState) -> TrainState:

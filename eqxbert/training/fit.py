@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import DTypeLike, PRNGKeyArray, PyTree
 
@@ -20,7 +19,7 @@ from .checkpoint import Checkpoints
 from .loss import Batch, LossFunction, model_loss
 from .step import TrainState, make_eval_step, make_train_step
 
-Record = dict[str, float]
+Record = dict[str, float | int]
 """Metrics by their names, among them the `step` after which they were taken."""
 
 # So many steps in a row without finite gradients, and training ends: it would not recover.
@@ -125,7 +124,7 @@ def fit(
     )
     step = make_train_step(optimizer, loss=loss, accumulate=accumulate, dtype=dtype, remat=remat)
     evaluator = _evaluator(evaluate, loss, dtype)
-    log = _Log(best_metric, best_is_highest, has_evaluations=evaluator is not None)
+    log = _Log(best_metric, best_is_highest)
     callbacks = tuple(callbacks)
     evaluate_every = evaluate_every or epoch
 
@@ -171,7 +170,7 @@ def fit(
             if checkpoints is not None and (
                 is_due or is_over or (save_every and number % save_every == 0)
             ):
-                checkpoints.save(state, log.notes(), rank=log.rank(number))
+                checkpoints.save(state, log.notes(), best_step=log.best_step)
 
         if log.best_step in (None, number):
             best_model = state.model
@@ -252,13 +251,12 @@ def _evaluator(
 class _Log:
     """What was measured so far, and what the best was."""
 
-    def __init__(self, best_metric: str, best_is_highest: bool, *, has_evaluations: bool):
+    def __init__(self, best_metric: str, best_is_highest: bool):
         self.history: list[Record] = []
         self.evaluations: list[Record] = []
         self.best_step: int | None = None
         self._best_metric = best_metric
         self._sign = 1.0 if best_is_highest else -1.0
-        self._has_evaluations = has_evaluations
         # The last step before which some gradients were finite, and how many were skipped by then.
         self._finite = 0, 0
 
@@ -279,7 +277,7 @@ class _Log:
 
     def add_metrics(self, step: int, metrics: Mapping[str, Any]) -> Record:
         values = jax.device_get(dict(metrics))
-        record = {"step": step} | {name: float(value) for name, value in values.items()}
+        record: Record = {"step": step} | {name: float(x) for name, x in values.items()}
         self.history.append(record)
         skipped = int(record["skipped"])
         if skipped - self._finite[1] < step - self._finite[0]:
@@ -298,21 +296,17 @@ class _Log:
                 f"best_metric is {self._best_metric!r}, but the evaluation has "
                 f"{', '.join(sorted(metrics)) or 'no metrics'}."
             )
-        record = {"step": step} | metrics
-        self.evaluations.append(record)
-        if self.best_step is None or self.rank(step) > self.rank(self.best_step):
+        record: Record = {"step": step} | metrics
+        best = [r for r in self.evaluations if r["step"] == self.best_step]
+        if not best or self._goodness(record) > self._goodness(best[0]):
             self.best_step = step
+        self.evaluations.append(record)
         return record
 
-    def rank(self, step: int) -> float:
-        """How good the model of a step is: by its evaluation, the lowest without one; where there
-        are none at all, the later the better.
-        """
-        if not self._has_evaluations:
-            return float(step)
-        values = [r[self._best_metric] for r in self.evaluations if r["step"] == step]
-        lowest = -np.finfo(np.float64).max  # which JSON knows, unlike infinity
-        return self._sign * values[-1] if values and math.isfinite(values[-1]) else lowest
+    def _goodness(self, record: Record) -> float:
+        """The more, the better; NaN is worst of all."""
+        value = self._sign * record[self._best_metric]
+        return -math.inf if math.isnan(value) else value
 
     def has_waited(self, patience: int | None) -> bool:
         """Whether the last evaluations, as many as `patience`, were no better than the best."""

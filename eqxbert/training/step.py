@@ -132,7 +132,8 @@ def make_train_step(
         value, gradients = _loss_and_gradients(means, trained, batch, key, accumulate, scale)
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(value)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
         trained = _where(is_finite, eqx.apply_updates(trained, updates), trained)
         skipped = state.skipped + jnp.where(is_finite, 0, 1)
         new = TrainState(
@@ -146,7 +147,8 @@ def make_train_step(
         )
         metrics = {"loss": value, "grad_norm": norm, "tokens": _tokens(batch), "skipped": skipped}
         if isinstance(optimizer, Optimizer):
-            metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
+            with jax.numpy_dtype_promotion("standard"):
+                metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
         return new, metrics
 
     return lambda state, batch: step(dict(batch), state)

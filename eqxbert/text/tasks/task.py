@@ -1,0 +1,125 @@
+"""What all tasks have in common: from examples to batches to train on, and to metrics."""
+
+import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic
+
+import numpy as np
+
+from ...config import BertConfig
+from ...models.pretrained import PretrainedModel
+from ..tokenizer import Tokenizer
+from .examples import E, Example
+from .features import Features, TrainBatches, run
+
+Metrics = dict[str, float]
+
+
+class Task(abc.ABC, Generic[E]):
+    """A task on texts, for a model with the head for it.
+
+        batches = task.train_batches(examples, batch_size=32)
+        fit(model, batches, ..., evaluate=task.evaluator(other_examples))
+        task.predict(model, some_more)
+
+    - `tokenizer`: what makes tokens of texts.
+    - `config`: the model's configuration, which says what its labels are.
+    - `max_length`: how many tokens an input may have, special ones included.
+    """
+
+    example_class: ClassVar[type[Example]]
+    model_class: ClassVar[type[PretrainedModel]]
+
+    tokenizer: Tokenizer
+    config: BertConfig
+    max_length: int
+
+    def __init__(self, tokenizer: Tokenizer, config: BertConfig, *, max_length: int | None = None):
+        """**Arguments:**
+
+        - `tokenizer`, `config`: of the model.
+        - `max_length`: how many tokens an input may have; if None, as many as the tokenizer and the
+            model allow. Batches are padded no further than to a length near that of their longest
+            input.
+
+        **Raises:** `ValueError` if the tokenizer is another model's, or `max_length` is greater
+        than the model allows.
+        """
+        limit = config.max_position_embeddings
+        if max_length is None:
+            max_length = min(limit, tokenizer.max_length or limit)
+        if not 5 <= max_length <= limit:
+            raise ValueError(
+                f"max_length is {max_length}, expected 5 to {limit} (max_position_embeddings)."
+            )
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only "
+                f"{config.vocab_size}: they do not belong together."
+            )
+        self.tokenizer = tokenizer
+        self.config = config
+        self.max_length = max_length
+
+    @property
+    @abc.abstractmethod
+    def main_metric(self) -> str:
+        """The metric by which models are compared. More of it is better."""
+
+    @abc.abstractmethod
+    def features(self, examples: Iterable[E | Mapping[str, Any]]) -> Features:
+        """The arguments of the model for some examples, labels included.
+
+        **Raises:** `ValueError` for an example that is none, that has no label, or one that the
+        model does not know.
+        """
+
+    @abc.abstractmethod
+    def evaluator(self, examples: Iterable[E | Mapping[str, Any]]) -> Callable[[Any], Metrics]:
+        """A function of the model that returns metrics, and the mean `loss`, over some examples.
+
+        **Raises:** as `features`; the function, `ValueError` for a model with other labels.
+        """
+
+    @abc.abstractmethod
+    def predict(self, model: Any, examples: Iterable[E | Mapping[str, Any]]) -> Sequence[Any]:
+        """For each example what its label should be."""
+
+    def train_batches(
+        self,
+        examples: Iterable[E | Mapping[str, Any]],
+        *,
+        batch_size: int = 32,
+        seed: int = 0,
+        group_by_length: bool = False,
+    ) -> TrainBatches:
+        """Batches to train on, in random order.
+
+        **Arguments:**
+
+        - `examples`: with labels.
+        - `batch_size`, `seed`, `group_by_length`: see `TrainBatches`.
+
+        **Raises:** as `features` and `TrainBatches`.
+        """
+        return TrainBatches(
+            self.features(examples),
+            batch_size=batch_size,
+            seed=seed,
+            group_by_length=group_by_length,
+        )
+
+    def run(
+        self, model: Any, features: Features, *outputs: str
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """The outputs of the model for each row of `features`; see `features.run`.
+
+        **Raises:** `ValueError` if the model has other labels than the task.
+        """
+        theirs, ours = dict(model.config.id2label), dict(self.config.id2label)
+        if theirs != ours:
+            raise ValueError(
+                f"The model's labels are {', '.join(theirs.values())}, but those of the task are "
+                f"{', '.join(ours.values())}. Make the task with the configuration of the model."
+            )
+        return run(model, features, outputs)

@@ -1,0 +1,55 @@
+"""A run of training that a test stops: `python killed_run.py FOLDER RESULT`. It tells each step,
+and writes what came out of it.
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+import eqxbert
+from eqxbert.training import adamw, fit
+
+STEPS = 400
+
+
+def batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    ids = rng.integers(0, 30, (4, 6))
+    return {"input_ids": ids, "labels": np.where(rng.random(ids.shape) < 0.3, ids, -100)}
+
+
+def run(folder: str | None) -> eqxbert.training.FitResult:
+    config = eqxbert.BertConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=6,
+    )
+    model = eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
+    return fit(
+        model,
+        batch,
+        adamw(1e-3, total_steps=STEPS, warmup=0.1),
+        key=jax.random.key(1),
+        steps=STEPS,
+        evaluate=[batch(STEPS + number) for number in range(3)],
+        evaluate_every=25,
+        folder=folder,
+        save_every=3,
+        log_every=1,
+        callbacks=[lambda state, record: print(record["step"], flush=True)],
+        progress=False,
+    )
+
+
+if __name__ == "__main__":
+    folder, result = sys.argv[1:]
+    out = run(folder)
+    leaves = {
+        str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves((out.model, out.state.model)))
+    }
+    losses = np.array([record["loss"] for record in out.history])
+    np.savez(result, losses=losses, **leaves)

@@ -1,0 +1,282 @@
+"""The training loop: what it calls, when it ends, and that nothing is lost when it is stopped."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_config
+from training import killed_run
+
+import eqxbert
+from eqxbert.training import Checkpoints, TrainState, adamw, fit
+
+pytest.importorskip("orbax.checkpoint", reason="needs the extra `train`")
+
+STEPS = 24
+
+
+def batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    ids = rng.integers(0, 33, (4, 6))
+    return {"input_ids": ids, "labels": np.where(rng.random(ids.shape) < 0.3, ids, -100)}
+
+
+@pytest.fixture(scope="module")
+def model() -> eqxbert.BertForMaskedLM:
+    return eqxbert.BertForMaskedLM(tiny_config(), key=jax.random.key(0))
+
+
+OPTIMIZER = adamw(1e-2, total_steps=STEPS, warmup=4)
+
+
+def run(model: Any, train: Any = batch, **options: Any) -> eqxbert.training.FitResult:
+    options = {"steps": STEPS, "key": jax.random.key(1), "progress": False} | options
+    return fit(model, train, OPTIMIZER, **options)
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        assert np.array_equal(x, y)
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(step: int) -> Callable[[TrainState, dict], None]:
+    def callback(state: TrainState, record: dict) -> None:
+        if record["step"] == step:
+            raise StopError
+
+    return callback
+
+
+def test_it_learns_and_tells_of_it(model):
+    same = batch(0)
+    before = [np.asarray(x) for x in jax.tree.leaves(model)]
+    out = run(model, lambda step: same, log_every=5)
+    assert [record["step"] for record in out.history] == [5, 10, 15, 20, 24]
+    losses = [record["loss"] for record in out.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {"loss", "grad_norm", "learning_rate", "tokens", "skipped"} <= {*out.history[0]}
+    assert out.state.step == STEPS
+    assert out.evaluations == []
+    assert_equal(out.model, out.state.model)
+    assert_equal(model, before)  # which stays as it was
+
+
+@pytest.mark.parametrize(("stopped_at", "as_list"), [(3, False), (7, True), (23, False)])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stopped_at, as_list):
+    train = [batch(i) for i in range(5)] if as_list else batch
+    options = {"evaluate": [batch(100), batch(101)], "evaluate_every": 6, "log_every": 1}
+    whole = run(model, train, **options)
+    options |= {"folder": tmp_path / "run", "save_every": 4}
+    with pytest.raises(StopError):
+        run(model, train, callbacks=[stop_at(stopped_at)], **options)
+    resumed = run(model, train, **options)
+    assert resumed.history == whole.history
+    assert resumed.evaluations == whole.evaluations
+    assert_equal(resumed.state, whole.state)
+    assert_equal(resumed.model, whole.model)
+
+    again = run(model, train, **options)  # there is nothing left to do
+    assert again.history == whole.history
+    assert_equal(again.model, whole.model)
+
+
+def test_killed_twenty_times(tmp_path):
+    """At any moment, in the midst of writing too. What comes out is what comes out of a run that
+    goes through.
+    """
+    expected = killed_run.run(None)
+    folder, result = tmp_path / "run", tmp_path / "result.npz"
+    command = [sys.executable, killed_run.__file__, str(folder), str(result)]
+    root = str(Path(eqxbert.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": root, "EQXBERT_TYPECHECK": ""}
+    rng, reached = random.Random(0), []
+    for _ in range(20):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            killer = threading.Timer(rng.uniform(0, 0.4), process.kill)
+            killer.start()
+            steps = [first, *process.stdout]
+            killer.cancel()
+        assert process.returncode == -9, "it ended before it was killed"
+        reached.append((int(steps[0]), int(steps[-1])))
+    assert len({first for first, _ in reached}) > 5, reached  # it does go on from where it was
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+    with np.load(result) as out:
+        assert np.array_equal(out["losses"], [record["loss"] for record in expected.history])
+        leaves = jax.tree.leaves((expected.model, expected.state.model))
+        for i, leaf in enumerate(leaves):
+            assert np.array_equal(out[str(i)], leaf)
+
+
+def test_the_best_model_and_the_last_ones_are_kept(tmp_path, model):
+    """The third evaluation of six is the best."""
+    scores = [3.0, 2.0, 1.0, 2.0, 1.0, 4.0]
+    seen = []
+
+    def evaluate(model: Any) -> dict[str, float]:
+        seen.append(jax.tree.map(jnp.copy, model))
+        return {"error": scores[len(seen) - 1]}
+
+    options = {"evaluate": evaluate, "evaluate_every": 4, "best_metric": "error"}
+    out = run(model, folder=tmp_path / "run", keep=2, **options)
+    assert [record["error"] for record in out.evaluations] == scores
+    assert_equal(out.model, seen[2])
+    assert_equal(out.state.model, seen[5])
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == [12, 20, 24]
+
+    seen.clear()
+    assert_equal(run(model, **options).model, seen[2])  # without a folder as well
+    seen.clear()
+    assert_equal(run(model, best_is_highest=True, **options).model, seen[5])
+
+
+def test_it_ends_when_evaluations_get_no_better(tmp_path, model):
+    scores = iter([3.0, 2.0, 2.5, float("nan"), 1.0, 0.0])
+    options = {"evaluate_every": 4, "patience": 2, "folder": tmp_path / "run"}
+    out = run(model, evaluate=lambda model: {"loss": next(scores)}, **options)
+    assert out.state.step == 16
+    again = run(model, evaluate=lambda model: {"loss": next(scores)}, **options)
+    assert again.state.step == 16
+
+
+def test_a_callback_may_end_it(model):
+    def callback(state: TrainState, record: dict) -> None:
+        assert state.step == record["step"]
+        if record["step"] == 10:
+            raise StopIteration
+
+    assert run(model, log_every=5, callbacks=[callback]).state.step == 10
+
+
+def test_the_mean_loss_of_an_evaluation_is_over_all_labels(model):
+    batches = [batch(i) for i in range(3)]
+    batches[1]["labels"][:] = -100
+    batches[2]["labels"][:, 1:] = -100
+    out = run(model, steps=1, evaluate=batches, dtype=None)
+    joint = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    expected = float(out.state.model(**joint).loss)
+    assert abs(out.evaluations[0]["loss"] - expected) < 1e-6 * expected
+
+
+def test_epochs(model):
+    batches = [batch(i) for i in range(5)]
+    out = run(model, batches, steps=None, epochs=3, evaluate=batches, log_every=1)
+    assert out.state.step == 15
+    assert [record["step"] for record in out.evaluations] == [5, 10, 15]
+    by_step = run(model, lambda step: batches[step % 5], steps=15, log_every=1)
+    assert out.history == by_step.history
+
+
+def test_gradients_that_are_never_finite_end_it(model):
+    nan = {
+        "inputs_embeds": np.full((2, 3, 12), np.nan, np.float32),
+        "labels": np.zeros((2, 3), int),
+    }
+    with pytest.raises(FloatingPointError, match="last 100 steps were not finite"):
+        run(model, lambda step: nan, steps=200)
+
+
+def test_float16_scales_the_loss(model):
+    out = run(model, dtype=jnp.float16, steps=3)
+    assert out.state.loss_scale is not None
+    assert out.state.skipped < 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1}, "either steps or epochs"),
+        ({"steps": None}, "either steps or epochs"),
+        ({"steps": None, "epochs": 2}, "number is known"),
+        ({"steps": 0}, "at least one step"),
+        ({"log_every": 0}, "log_every must be at least 1, got 0"),
+        ({"save_every": -1}, "save_every must be at least 1"),
+        ({"patience": 2}, "patience needs evaluate"),
+        ({"evaluate": []}, "evaluate is empty"),
+        ({"evaluate": lambda model: {"f1": 1.0}}, "best_metric is 'loss', but .* f1"),
+    ],
+)
+def test_wrong_arguments(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, **{"steps": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [([], "train is empty"), ((batch(i) for i in range(3)), "train ended after 3 batches")],
+)
+def test_too_few_batches(model, train, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, train)
+
+
+def test_an_error_in_the_data_comes_up(model):
+    def broken(step: int) -> dict[str, np.ndarray]:
+        if step == 2:
+            raise StopError("of the data")
+        return batch(step)
+
+    with pytest.raises(StopError, match="of the data"):
+        run(model, broken)
+
+
+def test_a_checkpoint_of_another_model(tmp_path, model):
+    run(model, folder=tmp_path / "run", steps=2)
+    other = eqxbert.BertForMaskedLM(tiny_config(intermediate_size=24), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"another model or optimizer: .*intermediate.* float32\["):
+        run(other, folder=tmp_path / "run", steps=2)
+    with pytest.raises(ValueError, match="has checkpoints of steps"):
+        run(model, folder=tmp_path / "run", steps=2, resume=False)
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path, model):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((OSError, ValueError)):
+        run(model, folder=tmp_path / "file" / "run", steps=2)
+
+
+def test_checkpoints_by_their_steps(tmp_path, model):
+    state = TrainState.create(model, OPTIMIZER, key=jax.random.key(3))
+    with Checkpoints(tmp_path / "run", keep=5) as checkpoints:
+        assert checkpoints.restore(state) is None
+        checkpoints.save(state, {"a": [1, None, "text"]}, best_step=0)
+        checkpoints.wait()
+        found = checkpoints.restore(state, 0)
+        assert found.notes == {"a": [1, None, "text"]}
+        assert_equal(found.state.model, model)
+        assert jnp.array_equal(jax.random.key_data(found.state.key), jax.random.key_data(state.key))
+        with pytest.raises(ValueError, match=r"no checkpoint of step 7, but of \[0\]"):
+            checkpoints.restore(state, 7)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_keep_must_be_positive(tmp_path, keep):
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        Checkpoints(tmp_path, keep=keep)
+
+
+def test_there_are_no_half_written_checkpoints_to_read(tmp_path, model):
+    """What a run left behind that was killed in the midst of writing is not taken for one."""
+    run(model, folder=tmp_path / "run", steps=2)
+    (tmp_path / "run" / "9.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == [2]
