@@ -35,6 +35,12 @@ class EncoderDecoderConfig:
     extra: Mapping[str, Any] = FrozenDict()
 
     def __post_init__(self) -> None:
+        for name in ("encoder", "decoder"):
+            if not isinstance(getattr(self, name), BertConfig):
+                raise ValueError(f"{name} must be a BertConfig, got {getattr(self, name)!r}.")
+        clash = {field.name for field in dataclasses.fields(self)} & {*self.extra}
+        if clash:
+            raise ValueError(f"extra contains {', '.join(sorted(clash))}, which are fields.")
         decoder = self.decoder
         if not (decoder.is_decoder and decoder.add_cross_attention):
             decoder = decoder.replace(is_decoder=True, add_cross_attention=True)
@@ -48,6 +54,8 @@ class EncoderDecoderConfig:
         start = self.decoder_start_token_id
         for choice in (decoder.bos_token_id, decoder.cls_token_id):
             start = choice if start is None else start
+        if isinstance(start, bool) or not isinstance(start, int | None):
+            raise ValueError(f"decoder_start_token_id must be an integer, got {start!r}.")
         if start is not None and not 0 <= start < decoder.vocab_size:
             raise ValueError(
                 f"decoder_start_token_id is {start}, but the decoder's vocabulary has "
@@ -72,7 +80,14 @@ class EncoderDecoderConfig:
         return self.decoder.tie_word_embeddings
 
     def replace(self, **changes: Any) -> "EncoderDecoderConfig":
-        """The same configuration with other values for some fields."""
+        """The same configuration with other values for some fields. Another decoder brings its own
+        `pad_token_id` and `eos_token_id`, unless these are given as well.
+        """
+        tokens = {n: changes.get(n) for n in ("pad_token_id", "eos_token_id")}
+        if "decoder" in changes:
+            changes |= tokens
+        elif unset := {n: None for n, value in tokens.items() if n in changes and value is None}:
+            changes["decoder"] = self.decoder.replace(**unset)
         return dataclasses.replace(self, **changes)
 
     def without_provenance(self) -> "EncoderDecoderConfig":

@@ -65,7 +65,12 @@ class DecoderCache(eqx.Module):
     cross_mask: Bool[Array, "*batch encoder_seq"] | None = None
 
     def extend(self, count: int) -> "DecoderCache":
-        """With room for `count` more tokens in each row."""
+        """With room for `count` more tokens in each row.
+
+        **Raises:** `ValueError` if `count` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"count must not be negative, got {count}: a cache cannot shrink.")
         return DecoderCache(
             layers=tuple(layer.extend(count) for layer in self.layers),
             valid=extend_slots(self.valid, count, axis=-1),

@@ -4,7 +4,8 @@ The rules are those of transformers: what counts as finished, how scores are com
 and when a search ends.
 
 All beams of a row share its cache: a step fills one slot for each, and which slots are a beam's own
-is kept beside. So the prompt is read and kept once, and nothing is moved when beams part.
+is kept beside. So the prompt is read and kept once, and nothing is moved when beams part; in
+return, attention goes over the new slots of all beams of the row.
 """
 
 from typing import Any
@@ -120,7 +121,7 @@ def _choose(state: State, keys: Key[Array, " batch"] | None, options: Generation
     totals = jnp.reshape(log_probabilities, (batch, beams, vocab)) + state.scores[..., None]
     totals = jnp.reshape(totals, (batch, beams * vocab))
     # Enough for as many to go on as there are beams, even if every end is among the candidates.
-    count = max(2, 1 + len(options.ends)) * beams
+    count = min(max(2, 1 + len(options.ends)), vocab) * beams
     if keys is not None:
         chosen = draw_without_replacement(keys, totals, count, state.step)
         totals = jnp.take_along_axis(totals, chosen, axis=-1)

@@ -5,21 +5,23 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 
-from ..checks import AttentionMask, check_ids, check_mask
+from ..checks import AttentionMask, check_array, check_ids, check_mask
 from ..config import BertConfig
 from . import beam, greedy
-from .options import GenerationOptions
+from .options import GenerationOptions, check_integer
 from .prompt import Decoder, Prompt, bucket, longest_below_bucket
 
 
 class GenerationOutput(eqx.Module):
     """What `generate` returns; with several returned sequences they are one more axis.
 
-    - `sequences`: the prompt as it was given, the new tokens, and padding after their end.
+    - `sequences`: the prompt as it was given (an encoder-decoder's begins with
+        `decoder_start_token_id`), the new tokens, and padding after their end.
     - `lengths`: the number of new tokens, the end included.
     - `scores`: the sum of the log-probabilities of the new tokens, as processed; with beams divided
         by `lengths ** length_penalty`.
@@ -40,13 +42,14 @@ def generate(
     encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"]
     | None = None,
     encoder_attention_mask: AttentionMask = None,
-    key: PRNGKeyArray | Key[Array, " rows"] | None = None,
+    key: PRNGKeyArray | Key[Array, " rows"] | UInt32[Array, "rows words"] | None = None,
     **options: Any,
 ) -> GenerationOutput:
     """Continues sequences token by token, in one compiled program with a cache.
 
     The program is compiled once for each batch size, bucket of the prompts' lengths, number of
-    tokens and set of options; other prompts then run at once.
+    tokens (and of tokens of `encoder_hidden_states`) and set of options; other prompts then run at
+    once.
 
     **Arguments:**
 
@@ -59,7 +62,8 @@ def generate(
         them (padding included). One of the two is needed.
     - `encoder_hidden_states`, `encoder_attention_mask`: what a `BertForCausalLM` with
         cross-attention attends to.
-    - `key`: for sampling: a PRNG key, of which each row gets its own; or one for each row.
+    - `key`: for sampling: a PRNG key, of which each row gets its own; or one for each row, in one
+        axis.
     - `options`: `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p` and all other fields of
         `GenerationOptions`, which describes them.
 
@@ -91,7 +95,7 @@ def stream(
     encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"]
     | None = None,
     encoder_attention_mask: AttentionMask = None,
-    key: PRNGKeyArray | Key[Array, " rows"] | None = None,
+    key: PRNGKeyArray | Key[Array, " rows"] | UInt32[Array, "rows words"] | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
     """Continues sequences as `generate` does without beams, and yields the new tokens of all rows,
@@ -126,7 +130,7 @@ def _stream(model: Any, request: "_Request", batch_shape: tuple[int, ...]) -> It
         yield np.reshape(np.asarray(state.token), batch_shape)
         if not greedy.is_going_on(state):
             return
-        state = _advance(model, state, request.options)
+        state = _advance(model, state)
 
 
 class _Request(eqx.Module):
@@ -166,20 +170,27 @@ def _request(
     max_length: int | None,
     encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"] | None,
     encoder_attention_mask: AttentionMask,
-    key: PRNGKeyArray | Key[Array, "..."] | None,
+    key: PRNGKeyArray | Key[Array, "..."] | UInt32[Array, "..."] | None,
     options: GenerationOptions,
 ) -> tuple[_Request, Int[np.ndarray, "rows prompt"], tuple[int, ...]]:
+    given = (model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, key)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+        raise ValueError(
+            "Generation compiles its own program, so it cannot be called in a function that is "
+            "compiled, mapped or differentiated. Call it outside of jax.jit, vmap and grad."
+        )
     decoder = _decoder_of(model)
     options = options.settled(decoder.config)
     ids, mask = _checked(model, input_ids, attention_mask)
     batch_shape = np.shape(input_ids)[:-1]
     source = source_mask = None
-    if encoder_attention_mask is not None:
-        if encoder_hidden_states is None:
-            raise ValueError("encoder_attention_mask was given without encoder_hidden_states.")
+    if encoder_hidden_states is not None:
+        _check_states(encoder_hidden_states, batch_shape)
         encoder_attention_mask = check_mask(
             "encoder_attention_mask", encoder_attention_mask, encoder_hidden_states.shape[:-1]
         )
+    elif encoder_attention_mask is not None:
+        raise ValueError("encoder_attention_mask was given without encoder_hidden_states.")
     if _has_encoder(model):
         if encoder_hidden_states is not None:
             raise ValueError("This model has an encoder; encoder_hidden_states cannot be given.")
@@ -217,16 +228,30 @@ def _request(
     return _Request(prompt, source, source_mask, keys, options), ids, batch_shape
 
 
+def _check_states(states: Any, batch_shape: tuple[int, ...]) -> None:
+    check_array("encoder_hidden_states", states, np.floating, "floats")
+    *batch, seq = states.shape[:-1] or (0,)
+    if states.ndim < 2 or tuple(batch) != batch_shape or seq == 0:
+        expected = (*batch_shape, "encoder_seq", "encoder_hidden")
+        raise ValueError(
+            f"encoder_hidden_states has shape {tuple(states.shape)}, expected "
+            f"({', '.join(map(str, expected))}) with at least one token."
+        )
+
+
 def _checked(
     model: Any, input_ids: Int[Array | np.ndarray, "*batch seq"], attention_mask: AttentionMask
 ) -> tuple[Int[np.ndarray, "rows seq"], Bool[np.ndarray, "rows seq"]]:
     """The prompts and their mask, with one leading axis."""
     vocab = (model.encoder if _has_encoder(model) else model).config.vocab_size
     check_ids("input_ids", input_ids, vocab, "vocab_size")
-    if input_ids.ndim == 0 or input_ids.shape[-1] == 0:
+    if input_ids.ndim == 0:
+        raise ValueError("input_ids is a single number, expected shape (*batch, seq).")
+    if input_ids.size == 0:
+        what = "prompt is empty" if input_ids.shape[-1] == 0 else "batch has no rows"
         raise ValueError(
-            f"input_ids has shape {tuple(input_ids.shape)}: the prompt is empty. It must have at "
-            "least one token, such as bos_token_id."
+            f"input_ids has shape {tuple(input_ids.shape)}: the {what}. There must be at least one "
+            "token, such as bos_token_id, in at least one row."
         )
     mask = check_mask("attention_mask", attention_mask, input_ids.shape)
     mask = np.ones(input_ids.shape, bool) if mask is None else np.asarray(mask)
@@ -269,6 +294,10 @@ def _limits(
     is the same for all prompts of a bucket.
     """
     seq = ids.shape[1]
+    if max_new_tokens is not None:
+        max_new_tokens = check_integer("max_new_tokens", max_new_tokens)
+    if max_length is not None:
+        max_length = check_integer("max_length", max_length)
     if (max_new_tokens is None) == (max_length is None):
         raise ValueError("Give either max_new_tokens or max_length.")
     if max_new_tokens is not None:
@@ -294,14 +323,19 @@ def _limits(
 
 
 def _row_keys(
-    key: PRNGKeyArray | Key[Array, "..."] | None, rows: int, options: GenerationOptions
+    key: PRNGKeyArray | Key[Array, "..."] | UInt32[Array, "..."] | None,
+    rows: int,
+    options: GenerationOptions,
 ) -> Key[Array, " generated"] | None:
     """A key for each row that is generated, or None where nothing is drawn."""
     if not options.do_sample:
         return None
     if key is None:
         raise ValueError("do_sample=True needs a key, such as key=jax.random.key(0).")
-    given = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+        raise ValueError(f"key must be a PRNG key, such as jax.random.key(0), got {key!r}.")
+    given = jax.random.wrap_key_data(key) if dtype == np.uint32 else key
     if given.shape not in ((), (rows,)):
         raise ValueError(
             f"key has shape {given.shape}, expected () or one for each row, ({rows},)."
@@ -346,8 +380,8 @@ def _start(model: Any, request: _Request) -> greedy.State:
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _advance(model: Any, state: greedy.State, options: GenerationOptions) -> greedy.State:
-    return greedy.advance(_decoder_of(model), state, options)
+def _advance(model: Any, state: greedy.State) -> greedy.State:
+    return greedy.advance(_decoder_of(model), state)
 
 
 def _collect(

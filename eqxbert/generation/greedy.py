@@ -21,6 +21,7 @@ class State(eqx.Module):
     - `limit`: how many there may be.
     - `is_finished`: which rows have ended.
     - `scores`: the sum of the log-probabilities of each row's new tokens.
+    - `options`: how tokens are chosen.
     """
 
     ids: Int[Array, "batch slots"]
@@ -31,6 +32,7 @@ class State(eqx.Module):
     scores: Float[Array, " batch"]
     cache: DecoderCache
     keys: Key[Array, " batch"] | None
+    options: GenerationOptions = eqx.field(static=True)
 
 
 def start(
@@ -48,14 +50,15 @@ def start(
         scores=jnp.zeros(batch, jnp.float32),
         cache=cache,
         keys=keys,
+        options=options,
     )
-    return _choose(state, logits, cache, options)
+    return _choose(state, logits, cache)
 
 
-def advance(decoder: Decoder, state: State, options: GenerationOptions) -> State:
+def advance(decoder: Decoder, state: State) -> State:
     """The state after one more token."""
     logits, cache = read_tokens(decoder, state.token[:, None], state.cache)
-    return _choose(state, logits[:, -1], cache, options)
+    return _choose(state, logits[:, -1], cache)
 
 
 def is_going_on(state: State) -> Bool[Array, ""]:
@@ -68,17 +71,13 @@ def run(
 ) -> tuple[Int[Array, "batch slots"], Float[Array, " batch"]]:
     """The tokens of each row (-1 where there is none), and their scores."""
     state = start(decoder, prompt, keys, options)
-    state = lax.while_loop(is_going_on, lambda state: advance(decoder, state, options), state)
+    state = lax.while_loop(is_going_on, lambda state: advance(decoder, state), state)
     return state.ids, state.scores
 
 
-def _choose(
-    state: State,
-    logits: Float[Array, "batch vocab"],
-    cache: DecoderCache,
-    options: GenerationOptions,
-) -> State:
+def _choose(state: State, logits: Float[Array, "batch vocab"], cache: DecoderCache) -> State:
     """Chooses the next token of each row; rows that have ended get padding."""
+    options = state.options
     logits = options.process(state.ids, logits, state.step, state.limit)
     if state.keys is not None:
         token = draw(state.keys, logits, state.step).astype(jnp.int32)
@@ -96,4 +95,5 @@ def _choose(
         scores=state.scores + jnp.where(state.is_finished, 0, score),
         cache=cache,
         keys=state.keys,
+        options=options,
     )

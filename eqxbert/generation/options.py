@@ -1,9 +1,12 @@
 """What generation can be asked for, and the processors that follow from it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..config import BertConfig
@@ -32,9 +35,9 @@ class GenerationOptions:
     - `min_length`, `min_new_tokens`: there is no end before; with the prompt, or without.
     - `suppress_tokens`, `bad_words`: tokens, and sequences of tokens, that do not occur.
     - `forced_bos_token_id`: the token after the very first one.
-    - `forced_eos_token_id`: the last token, where the limit is reached.
+    - `forced_eos_token_id`: the last token, where the limit is reached, or several to choose from.
     - `processors`: functions `(ids, logits, step) -> logits` of your own; see
-        `eqxbert.generation.processors`. They are told apart by identity: pass the same objects
+        `eqxbert.generation.processors`. Functions are told apart by identity: pass the same ones
         again, or the program is compiled again.
     """
 
@@ -57,26 +60,46 @@ class GenerationOptions:
     suppress_tokens: Sequence[int] = ()
     bad_words: Sequence[Sequence[int]] = ()
     forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
     processors: Sequence[Processor] = ()
 
     def __post_init__(self) -> None:
-        # What is static in a compiled program must be hashable.
-        for name in ("suppress_tokens", "processors"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "bad_words", tuple(map(tuple, self.bad_words)))
+        settled: dict[str, Any] = {n: check_integer(n, getattr(self, n)) for n in _COUNTS}
+        settled |= {name: _number(name, getattr(self, name)) for name in _NUMBERS}
+        for names, kind in ((_OPTIONAL_INTEGERS, check_integer), (_OPTIONAL_NUMBERS, _number)):
+            given = {name: getattr(self, name) for name in names}
+            settled |= {n: kind(n, value) for n, value in given.items() if value is not None}
+        for name in ("eos_token_id", "forced_eos_token_id"):
+            if (value := getattr(self, name)) is not None:
+                settled[name] = _integers(name, [value] if np.ndim(value) == 0 else value)
+        settled["suppress_tokens"] = _integers("suppress_tokens", self.suppress_tokens)
+        words = _sequence("bad_words", self.bad_words)
+        settled["bad_words"] = tuple(_integers("bad_words", word) for word in words)
+        settled["processors"] = _sequence("processors", self.processors)
+        if not all(map(callable, settled["processors"])):
+            raise ValueError(f"processors must be functions, got {self.processors!r}.")
+        if not isinstance(self.do_sample, bool):
+            raise ValueError(f"do_sample must be True or False, got {self.do_sample!r}.")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ValueError(
+                f'early_stopping must be True, False or "never", got {self.early_stopping!r}.'
+            )
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
     def settled(self, config: BertConfig) -> "GenerationOptions":
         """With the end and the padding of the model's configuration, where they are not given.
 
         **Raises:** `ValueError` for values that are out of range or contradict one another.
         """
-        ends = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
-        ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+        ends = self.eos_token_id
+        if ends is None:
+            ends = () if config.eos_token_id is None else config.eos_token_id
         pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
-        if pad is None:
-            pad = ends[0] if ends else 0
         settled = dataclasses.replace(self, eos_token_id=ends, pad_token_id=pad)
+        if pad is None:
+            first = settled.ends[0] if settled.ends else 0
+            settled = dataclasses.replace(settled, pad_token_id=first)
         settled._check_counts()
         settled._check_sampling()
         settled._check_tokens(config.vocab_size)
@@ -87,6 +110,12 @@ class GenerationOptions:
         """The tokens that end a sequence, once they are settled."""
         assert isinstance(self.eos_token_id, tuple)
         return self.eos_token_id
+
+    @property
+    def forced_ends(self) -> tuple[int, ...]:
+        """The tokens of which one is the last where the limit is reached, if any is."""
+        assert self.forced_eos_token_id is None or isinstance(self.forced_eos_token_id, tuple)
+        return self.forced_eos_token_id or ()
 
     @property
     def padding(self) -> int:
@@ -101,7 +130,7 @@ class GenerationOptions:
             "suppress_tokens": self.suppress_tokens,
             "bad_words": tuple(token for word in self.bad_words for token in word),
             "forced_bos_token_id": (self.forced_bos_token_id,),
-            "forced_eos_token_id": (self.forced_eos_token_id,),
+            "forced_eos_token_id": self.forced_ends,
         }
         for name, ids in tokens.items():
             for token in ids:
@@ -122,17 +151,14 @@ class GenerationOptions:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not self.do_sample and self.num_return_sequences > self.num_beams:
             raise ValueError(
-                f"num_return_sequences is {self.num_return_sequences}, but there are only "
-                f"{self.num_beams} beams to return. Raise num_beams, or set do_sample=True."
+                f"num_return_sequences is {self.num_return_sequences}, but num_beams is "
+                f"{self.num_beams}, and no more than that is found. Raise num_beams, or set "
+                "do_sample=True."
             )
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
             raise ValueError(
                 f"num_return_sequences ({self.num_return_sequences}) exceeds num_beams "
                 f"({self.num_beams})."
-            )
-        if self.early_stopping not in (True, False, "never"):
-            raise ValueError(
-                f'early_stopping must be True, False or "never", got {self.early_stopping!r}.'
             )
 
     def _check_sampling(self) -> None:
@@ -174,7 +200,14 @@ class GenerationOptions:
     ) -> Float[Array, "batch vocab"]:
         """The scores from which the next token is chosen, in the order of transformers."""
         for processor in self._processors(limit):
-            logits = processor(ids, logits, step)
+            processed = processor(ids, logits, step)
+            if getattr(processed, "shape", None) != logits.shape:
+                raise ValueError(
+                    f"The processor {processor!r} returned "
+                    f"{getattr(processed, 'shape', type(processed).__name__)}, expected scores of "
+                    f"the shape that it was given, {logits.shape}."
+                )
+            logits = processed.astype(logits.dtype)
         return self._narrow(logits) if self.do_sample else logits
 
     def _processors(self, limit: Int[Array, ""]) -> Sequence[Processor]:
@@ -191,8 +224,8 @@ class GenerationOptions:
             every.append(p.minimum_new_tokens(self.min_new_tokens, self.ends))
         if self.forced_bos_token_id is not None:
             every.append(p.force_first(self.forced_bos_token_id))
-        if self.forced_eos_token_id is not None:
-            every.append(p.force_last([self.forced_eos_token_id], limit))
+        if self.forced_ends:
+            every.append(p.force_last(self.forced_ends, limit))
         if self.suppress_tokens:
             every.append(p.suppress(self.suppress_tokens))
         return [*every, *self.processors]
@@ -214,3 +247,42 @@ class GenerationOptions:
     def is_end(self, tokens: Int[Array, "*shape"]) -> Array:
         """Which tokens end a sequence."""
         return jnp.isin(tokens, jnp.asarray(self.ends, tokens.dtype))
+
+
+_COUNTS = (
+    "num_beams",
+    "num_return_sequences",
+    "no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+)
+_OPTIONAL_INTEGERS = ("top_k", "pad_token_id", "forced_bos_token_id")
+_NUMBERS = ("length_penalty", "temperature", "repetition_penalty")
+_OPTIONAL_NUMBERS = ("top_p", "min_p", "typical_p")
+
+
+def check_integer(name: str, value: object) -> int:
+    """The value as an integer.
+
+    **Raises:** `ValueError` if it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be an integer, got {value!r}.")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float | int:
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if isinstance(value, bool) or not is_number or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    return tuple(check_integer(name, value) for value in _sequence(name, values))
+
+
+def _sequence(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise ValueError(f"{name} must be a list, got {values!r}.")
+    return tuple(values)

@@ -1,9 +1,11 @@
 """`BertModel`: embeddings, encoder and pooler, without a head."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -137,8 +139,8 @@ class BertModel(OneBertModel):
 
         **Raises:** `ValueError` if a shape or dtype is wrong, the sequence is longer than
         `config.max_position_embeddings`, or, outside `jax.jit`, an id is out of range or the cache
-        overflows. Inside `jax.jit`, an id out of range makes its row NaN, and a cache that
-        overflows all of them.
+        overflows. Inside `jax.jit`, an id out of range makes its row NaN; slots or positions that
+        do not suffice for a cache make all of them NaN.
         """
         config = self.config
         if output_hidden_states is None:
@@ -160,6 +162,8 @@ class BertModel(OneBertModel):
             check_array("head_mask", head_mask, np.floating, "floats")
             check_shape("head_mask", head_mask, shape)
             head_mask = jnp.asarray(head_mask)
+        if cache is not None:
+            self._check_cache(cache, batch_seq)
         cross, cross_mask = self._cross(
             encoder_hidden_states, encoder_attention_mask, cache, batch_seq[:-1]
         )
@@ -168,7 +172,6 @@ class BertModel(OneBertModel):
         if cache is None:
             mask = attention_mask_for_scores(attention_mask, batch_seq, causal=config.is_decoder)
         else:
-            self._check_cache(cache, batch_seq)
             by_slot = (*batch_seq, cache.valid.shape[-1])
             may_attend = check_mask("attention_mask", attention_mask, batch_seq, by_slot)
             may_attend = jnp.ones(batch_seq, bool) if may_attend is None else may_attend
@@ -176,7 +179,7 @@ class BertModel(OneBertModel):
             counted = counted_positions(attended)
             if position_ids is None:
                 position_ids = counted
-                self._check_positions(position_ids, batch_seq)
+                self._check_counted(counted)
             if config.position_embedding_type != "absolute":
                 position_ids = counted  # those that are given play no part
             words = poison(words, self._is_overflowing(cache, position_ids))
@@ -232,11 +235,13 @@ class BertModel(OneBertModel):
         **Raises:** `ValueError` if the model is no decoder, or a size is not positive.
         """
         self._check_is_decoder("a cache")
-        batch = (batch,) if isinstance(batch, int) else tuple(batch)
-        if max_length < 1 or any(size < 1 for size in batch):
-            raise ValueError(
-                f"Sizes of a cache must be positive, got batch {batch}, max_length {max_length}."
-            )
+        batch = tuple(batch) if isinstance(batch, Sequence) else (batch,)
+        for size in (*batch, max_length):
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(
+                    "Sizes of a cache must be positive integers, got batch "
+                    f"{batch}, max_length {max_length!r}."
+                )
         return empty_cache(self.config, batch, max_length, self.embeddings.dtype)
 
     def _check_is_decoder(self, what: str) -> None:
@@ -248,6 +253,16 @@ class BertModel(OneBertModel):
 
     def _check_cache(self, cache: DecoderCache, batch_seq: tuple[int, ...]) -> None:
         self._check_is_decoder("a cache")
+        if not isinstance(cache, DecoderCache):
+            raise ValueError(
+                f"cache must be a DecoderCache, got {type(cache).__name__}: what init_cache "
+                "returns, or `out.cache` of an earlier call."
+            )
+        if cache.cross is not None and not self.config.add_cross_attention:
+            raise ValueError(
+                "The cache is of a model with cross-attention, and this one has none "
+                "(add_cross_attention)."
+            )
         if len(cache.layers) != len(self.encoder.layers):
             raise ValueError(
                 f"The cache is of a model with {len(cache.layers)} layers, this one has "
@@ -291,10 +306,11 @@ class BertModel(OneBertModel):
             )
         check_array("encoder_hidden_states", states, np.floating, "floats")
         hidden = self.config.cross_attention_hidden_size or self.config.hidden_size
-        if states.ndim < 2 or states.shape[-1] != hidden or states.shape[:-2] != batch:
+        *states_batch, seq, size = (0, 0, *states.shape)[-max(states.ndim, 2) :]
+        if (tuple(states_batch), size) != (batch, hidden) or seq == 0:
             raise ValueError(
                 f"encoder_hidden_states has shape {tuple(states.shape)}, expected "
-                f"({', '.join(map(str, (*batch, 'encoder_seq', hidden)))})."
+                f"({', '.join(map(str, (*batch, 'encoder_seq', hidden)))}) with at least one token."
             )
         cross_mask = check_mask("encoder_attention_mask", mask, states.shape[:-1])
         states = jnp.asarray(states, self.embeddings.dtype)
@@ -328,6 +344,16 @@ class BertModel(OneBertModel):
         limit = self.config.max_position_embeddings
         check_ids("position_ids", position_ids, limit, "max_position_embeddings")
         check_broadcasts("position_ids", position_ids, batch_seq)
+
+    def _check_counted(self, positions: Int[Array, "*batch seq"]) -> None:
+        if isinstance(positions, jax.core.Tracer):
+            return
+        last, limit = int(jnp.max(positions)), self.config.max_position_embeddings
+        if last >= limit:
+            raise ValueError(
+                f"With these tokens there would be {last + 1} in a row, but this model has "
+                f"positions for {limit} (max_position_embeddings)."
+            )
 
     def _check_length(self, seq: int) -> None:
         limit = self.config.max_position_embeddings

@@ -36,6 +36,10 @@ class EncoderDecoderModel(PretrainedModel):
         """A model with new weights, drawn as `BertModel`'s. Where the two have different hidden
         sizes (and the decoder no `cross_attention_hidden_size`), there is a projection between.
         """
+        if not isinstance(config, EncoderDecoderConfig):
+            raise ValueError(
+                f"config must be an EncoderDecoderConfig, got {type(config).__name__}."
+            )
         encoder_key, decoder_key, projection_key = jax.random.split(key, 3)
         self.encoder = BertModel(config.encoder, key=encoder_key)
         self.decoder = BertForCausalLM(config.decoder, key=decoder_key)
@@ -61,10 +65,20 @@ class EncoderDecoderModel(PretrainedModel):
 
         **Arguments:**
 
-        - `encoder`, `decoder`: the parts.
+        - `encoder`, `decoder`: the parts. The encoder must not be a decoder (`is_decoder`).
         - `key`: a PRNG key for what is new.
         - `fields`: of `EncoderDecoderConfig`, such as `decoder_start_token_id`.
         """
+        for name, part in {"encoder": encoder, "decoder": decoder}.items():
+            if not isinstance(part, BertModel | BertForCausalLM):
+                raise ValueError(f"{name} must be a BERT, got {type(part).__name__}.")
+        if encoder.config.is_decoder:
+            raise ValueError(
+                "The encoder is a decoder (is_decoder is True): its tokens would not see those "
+                "that follow. Are encoder and decoder in each other's place? If it is meant as an "
+                "encoder: encoder.with_config(encoder.config.replace(is_decoder=False, "
+                "add_cross_attention=False))."
+            )
         config = EncoderDecoderConfig(encoder=encoder.config, decoder=decoder.config, **fields)
         new = cls(config, key=key)
         parts = {"encoder.": encoder, "decoder.": decoder}
@@ -157,7 +171,13 @@ class EncoderDecoderModel(PretrainedModel):
         **Raises:** as `BertModel`, and `ValueError` if the decoder has nothing to read.
         """
         encoder_key, decoder_key = split_key(key, 2)
-        if encoder_outputs is None and (cache is None or cache.cross is None):
+        has_read = cache is not None and cache.cross is not None
+        if has_read and (input_ids is not None or encoder_outputs is not None):
+            raise ValueError(
+                "The cache holds what the encoder read; input_ids or encoder_outputs cannot be "
+                "given with it. Begin with a new cache for another input."
+            )
+        if encoder_outputs is None and not has_read:
             encoder_outputs = self.encode(
                 input_ids,
                 attention_mask,
@@ -168,12 +188,17 @@ class EncoderDecoderModel(PretrainedModel):
                 key=encoder_key,
             )
         if labels is not None:
+            check_array("labels", labels, np.integer, "integers")
             vocab = self.config.decoder.vocab_size
             check_labels("labels", labels, vocab, "vocab_size", labels.shape)
+            if labels.ndim == 0:
+                raise ValueError("labels is a single number, expected shape (*batch, seq).")
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)
             if decoder_attention_mask is None:
-                decoder_attention_mask = decoder_input_ids != self.config.pad_token_id
+                # The start is none, even if it is the same token.
+                is_token = decoder_input_ids != self.config.pad_token_id
+                decoder_attention_mask = is_token.at[..., 0].set(True)
         if decoder_input_ids is None:
             raise ValueError("Give decoder_input_ids, or labels to make them from.")
         out = self.decoder(

@@ -224,6 +224,8 @@ class BertForCausalLM(TaskModel):
         outside `jax.jit`, are out of range. Inside, they make the loss NaN.
         """
         out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must not be negative, got {logits_to_keep}.")
         if labels is not None and logits_to_keep:
             raise ValueError("A loss needs all logits: give labels or logits_to_keep, not both.")
         logits = _word_logits(self, out.last_hidden_state[..., -logits_to_keep:, :])

@@ -5,9 +5,9 @@
 A decoder of MiniLM's shape with random weights, in float32, continues 16 tokens by 112: greedily,
 and with 4 beams, for one row and for 8. Both generate the same tokens, or it is an error. They take
 turns, and what is given are medians; the floor is the time to read the weights once for each token,
-at the rate at which this machine sums as many numbers. (Rows and beams are read for together.) Then
-the milliseconds for each token by the number of tokens: with a cache they grow with the attention
-to it alone.
+at the rate at which this machine multiplies as many numbers with one vector. (All rows and beams
+share what is read.) Then the milliseconds for each token by the number of tokens: with a cache they
+grow with the attention to it alone.
 
 It runs in the environment of the `python` that is called, which must have transformers and torch.
 """
@@ -110,13 +110,18 @@ def random_prompts(rows: int) -> np.ndarray:
 
 
 def reading_seconds(model: eqxbert.BertForCausalLM, rounds: int) -> float:
-    """The seconds it takes to sum the weights that are read for a token: all but the positions."""
-    arrays = [x for x in jax.tree.leaves(model) if x.shape[0] != 512]
-    count = sum(x.size for x in arrays)
-    numbers = jnp.ones((count // 4096, 4096), jnp.float32)
-    sums = jax.jit(lambda x: jnp.sum(x, axis=1))
-    jax.block_until_ready(sums(numbers))
-    return medians({"read": lambda: jax.block_until_ready(sums(numbers))}, 4 * rounds)["read"]
+    """The seconds of a product of one vector with as many numbers as are read for a token: all
+    weights but those of the positions.
+    """
+    count = sum(x.size for x in jax.tree.leaves(model) if x.shape[0] != 512)
+    numbers, vector = jnp.ones((count // 512, 512)), jnp.ones(512)
+    product = jax.jit(lambda numbers, vector: numbers @ vector)
+
+    def read() -> None:  # as often as for as many tokens, since a first time is slower
+        jax.block_until_ready([product(numbers, vector) for _ in range(NEW)])
+
+    read()
+    return medians({"read": read}, rounds)["read"] / NEW
 
 
 def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -284,3 +284,13 @@ def test_beams_are_drawn_anew_for_every_token(key):
     )
     tokens = np.asarray(out.sequences)[:, 1:]
     assert np.mean(tokens[:, 1:] == tokens[:, :-1]) < 0.1
+
+
+def test_more_ends_than_there_are_tokens_to_go_on_with():
+    prompts = np.zeros((2, 1), np.int32)
+    for ends in (range(4), range(3)):
+        out = generate(
+            Markov.random(4), prompts, max_new_tokens=3, num_beams=2, eos_token_id=list(ends)
+        )
+        assert out.sequences.shape[0] == 2
+        assert np.all(out.lengths >= 1)

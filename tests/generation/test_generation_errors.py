@@ -2,14 +2,23 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from generation.references import Markov
-from helpers import tiny_config
+from helpers import run_python, tiny_config
 
 import eqxbert
-from eqxbert import BertForCausalLM, BertForMaskedLM, BertModel, EncoderDecoderConfig, generate
+from eqxbert import (
+    BertForCausalLM,
+    BertForMaskedLM,
+    BertModel,
+    EncoderDecoderConfig,
+    generate,
+    stream,
+)
 
 IDS = np.array([[2, 3, 4, 5], [6, 7, 8, 9]], np.int32)
 STATES = np.ones((2, 3, 12), np.float32)
@@ -45,8 +54,11 @@ def model() -> BertForCausalLM:
         # Counts.
         ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
         ({"num_return_sequences": 0}, "num_return_sequences must be at least 1, got 0"),
-        ({"num_return_sequences": 2}, "num_return_sequences is 2, but there are only 1 beams"),
-        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3, .* only 2 beams"),
+        ({"num_return_sequences": 2}, "num_return_sequences is 2, but num_beams is 1"),
+        (
+            {"num_beams": 2, "num_return_sequences": 3},
+            "num_return_sequences is 3, but num_beams is 2",
+        ),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must not be negative, got -1"),
         ({"min_length": -1}, "min_length must not be negative"),
         ({"min_new_tokens": -1}, "min_new_tokens must not be negative"),
@@ -210,3 +222,105 @@ def test_models_that_are_no_decoders(kind, key):
     wrong: Any = kind(tiny_config(), key=key)
     with pytest.raises((TypeError, ValueError), match=rf"{kind.__name__}.*BertForCausalLM"):
         generate(wrong, IDS, max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            (name, value)
+            for name in ("num_beams", "min_length")
+            for value in ("4", 2.5, True, None)
+        ),
+        *((name, value) for name in ("top_k", "pad_token_id") for value in ("4", 2.5, True)),
+        *(("temperature", value) for value in ("1", float("nan"), float("inf"), True, None)),
+        *(("length_penalty", value) for value in ("1", float("nan"), None)),
+        *(("top_p", value) for value in ("0.5", float("nan"), jnp.array(0.5))),
+        ("do_sample", "no"),
+        ("early_stopping", 1),
+        ("early_stopping", "yes"),
+        ("eos_token_id", [3.5]),
+        ("eos_token_id", "3"),
+        ("eos_token_id", True),
+        ("suppress_tokens", 5),
+        ("suppress_tokens", [1.0]),
+        ("suppress_tokens", None),
+        ("bad_words", [1, 2]),
+        ("bad_words", None),
+        ("processors", lambda ids, logits, step: logits),
+        ("processors", [3]),
+        ("forced_eos_token_id", [1.5]),
+        ("max_new_tokens", "3"),
+        ("max_new_tokens", 2.5),
+        ("max_new_tokens", True),
+        ("max_new_tokens", jnp.array(2)),
+    ],
+)
+def test_wrong_types_are_told_by_name(name, value):
+    """(Where types are checked anyway, by that.)"""
+    options = {"max_new_tokens": 2, "key": jax.random.key(0), name: value}
+    with pytest.raises((ValueError, TypeError), match=name):
+        generate(Markov.random(9), np.ones((2, 3), np.int32), **options)
+
+
+def test_numbers_of_numpy():
+    """(As users run it: without checks of types.)"""
+    program = """
+import numpy as np
+from eqxbert.generation.options import GenerationOptions
+options = GenerationOptions(num_beams=np.int32(2), eos_token_id=np.int64(3), top_p=np.float32(0.5))
+assert options == GenerationOptions(num_beams=2, eos_token_id=[3], top_p=0.5), options
+"""
+    assert run_python(program).returncode == 0
+
+
+@pytest.mark.parametrize("key", [3, "a", np.zeros(2, np.int32), np.zeros(2)])
+def test_what_is_no_key(key):
+    with pytest.raises((ValueError, TypeError), match="key"):
+        generate(
+            Markov.random(9), np.ones((2, 3), np.int32), max_new_tokens=2, do_sample=True, key=key
+        )
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad], ids=["jit", "vmap", "grad"])
+def test_it_cannot_be_called_in_what_is_compiled(transform):
+    model = Markov.random(9)
+    prompts = np.ones((2, 3), np.int32)
+
+    def over_table(table: jax.Array) -> jax.Array:
+        changed = eqx.tree_at(lambda model: model.table, model, table)
+        return generate(changed, prompts, max_new_tokens=2).scores.sum()
+
+    argument = jnp.zeros((2, 9, 9)) if transform is jax.vmap else jnp.zeros((9, 9))
+    with pytest.raises(ValueError, match=r"Call it outside of jax\.jit"):
+        transform(over_table)(argument)
+    with pytest.raises(ValueError, match=r"Call it outside of jax\.jit"):
+        jax.jit(lambda ids: stream(model, ids, max_new_tokens=2))(prompts)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 2, 5)])
+def test_a_batch_without_rows(shape):
+    with pytest.raises(ValueError, match="the batch has no rows"):
+        generate(Markov.random(9), np.ones(shape, np.int32), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("returned", [lambda logits: logits[:, :3], lambda logits: None])
+def test_a_processor_that_returns_something_else(returned):
+    with pytest.raises(ValueError, match=r"The processor .* returned"):
+        generate(
+            Markov.random(9),
+            np.ones((2, 3), np.int32),
+            max_new_tokens=2,
+            processors=[lambda ids, logits, step: returned(logits)],
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5, 12), (6, 5, 12), (5, 12), (2, 3, 0, 12), (12,)])
+def test_encoder_states_of_another_batch(attending, shape):
+    with pytest.raises((ValueError, TypeError), match="encoder_hidden_states"):
+        generate(
+            attending,
+            np.ones((2, 3, 4), np.int32),
+            max_new_tokens=2,
+            encoder_hidden_states=np.zeros(shape, np.float32),
+        )

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from generation.references import (
@@ -105,3 +107,20 @@ def test_wrong_arguments_are_refused_at_once():
         stream(model, prompts + 3, max_new_tokens=3)
     with pytest.raises(TypeError, match="num_beam"):
         stream(model, prompts, max_new_tokens=3, num_beam=2)
+
+
+class Shift(eqx.Module):
+    """A processor that is a module."""
+
+    amount: jax.Array
+
+    def __call__(self, ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        return logits + self.amount[None]
+
+
+def test_a_processor_with_arrays():
+    prompts = np.array([[2], [3]], np.int32)
+    options = {"max_new_tokens": 4, "processors": [Shift(jnp.arange(6.0))]}
+    tokens = np.stack(list(stream(Markov.random(6), prompts, **options)), axis=-1)
+    out = generate(Markov.random(6), prompts, **options)
+    assert np.array_equal(tokens, out.sequences[:, 1:])

@@ -318,7 +318,7 @@ def test_more_tokens_than_positions(kind):
 
     cache = step(0, 4, MASK[:2, :4], model.init_cache(2, SLOTS)).cache
     cache = step(4, 5, [[1], [1]], cache).cache  # the fifth token of the first row
-    with pytest.raises(ValueError, match=r"position_ids contains 5.*max_position_embeddings is 5"):
+    with pytest.raises(ValueError, match=r"6 in a row, .* positions for 5"):
         model(IDS[:2, 5:6], cache=cache)
     assert np.isnan(step(5, 6, [[1], [1]], cache).logits).all()
     assert np.isfinite(step(5, 6, [[0], [1]], cache).logits).all()
@@ -341,6 +341,30 @@ def test_wrong_caches():
     for arguments in ((0, 4), (2, 0), ((2, -1), 4)):
         with pytest.raises(ValueError, match="must be positive"):
             model.init_cache(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [lambda cache: cache.layers[0], lambda cache: (1, 2)])
+def test_what_is_no_cache(wrong):
+    model = decoder()
+    with pytest.raises((ValueError, TypeError), match="DecoderCache"):
+        model(IDS, cache=wrong(model.init_cache(ROWS, SLOTS)))
+
+
+def test_a_cache_with_an_encoders_output_for_a_model_without_cross_attention():
+    cache = decode(decoder("cross"), IDS, MASK, (3,), **encoder_states("cross")).cache
+    with pytest.raises(ValueError, match="this one has none"):
+        decoder()(IDS[:, :1], cache=cache)
+
+
+@pytest.mark.parametrize("sizes", [(True, 5), (2, 5.0), (2, 0), ((2, 0), 5), ("2", 5)])
+def test_wrong_sizes(sizes):
+    with pytest.raises((ValueError, TypeError), match=r"positive integers|init_cache"):
+        decoder().init_cache(*sizes)
+
+
+def test_a_cache_cannot_shrink():
+    with pytest.raises(ValueError, match="count must not be negative"):
+        decoder().init_cache(2, 5).extend(-1)
 
 
 def test_an_encoder_has_no_cache(key):

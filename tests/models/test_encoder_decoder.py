@@ -460,3 +460,58 @@ def test_no_tokens_to_make_the_decoders_from(name, key):
     model = EncoderDecoderModel(config, key=key)
     with pytest.raises(ValueError, match=rf"{name}( is)? None.*both are needed"):
         model(input_ids=IDS, labels=LABELS)
+
+
+def test_another_decoders_configuration_brings_its_tokens():
+    encoder, decoder = tiny_config(), tiny_config(is_decoder=True, eos_token_id=3)
+    config = EncoderDecoderConfig(encoder=encoder, decoder=decoder, eos_token_id=5, pad_token_id=1)
+    assert (config.decoder.eos_token_id, config.decoder.pad_token_id) == (5, 1)
+    changed = config.replace(decoder=config.decoder.replace(eos_token_id=9))
+    assert (changed.eos_token_id, changed.decoder.eos_token_id) == (9, 9)
+    assert config.replace(eos_token_id=None).eos_token_id is None
+    assert config.replace(encoder=encoder).eos_token_id == 5
+    assert config.replace(decoder=decoder, eos_token_id=7).eos_token_id == 7
+
+
+def test_the_first_token_is_read_even_if_it_is_the_padding(key):
+    encoder = BertModel(tiny_config(), key=key)
+    decoder = BertForCausalLM(tiny_config(is_decoder=True, add_cross_attention=True), key=key)
+    model = EncoderDecoderModel.from_encoder_decoder(
+        encoder, decoder, decoder_start_token_id=0, pad_token_id=0, key=key
+    )
+    ids = np.array([[5, 6, 7, 8], [9, 3, 4, 2]], np.int32)
+    by_labels = model(ids, labels=ids).logits
+    by_tokens = model(ids, decoder_input_ids=model.shift_right(ids)).logits
+    assert max_difference(by_labels, by_tokens) < FLOAT32
+
+
+def test_wrong_parts(key):
+    encoder = BertModel(tiny_config(), key=key)
+    decoder = BertForCausalLM(tiny_config(is_decoder=True), key=key)
+    backwards = BertModel(tiny_config(is_decoder=True), key=key)
+    with pytest.raises(ValueError, match="in each other's place"):
+        EncoderDecoderModel.from_encoder_decoder(backwards, decoder, key=key)
+    for parts in ((encoder, "x"), ("x", decoder)):
+        with pytest.raises((ValueError, TypeError), match=r"BERT, got str|: 'x'"):
+            EncoderDecoderModel.from_encoder_decoder(*parts, key=key)
+    with pytest.raises((ValueError, TypeError), match="EncoderDecoderConfig"):
+        EncoderDecoderModel(tiny_config(), key=key)
+    for start in (2.0, True, "2", [2]):
+        with pytest.raises((ValueError, TypeError), match="decoder_start_token_id"):
+            EncoderDecoderConfig(
+                encoder=encoder.config, decoder=decoder.config, decoder_start_token_id=start
+            )
+    with pytest.raises(ValueError, match="extra contains encoder"):
+        EncoderDecoderConfig(encoder=encoder.config, decoder=decoder.config, extra={"encoder": 3})
+
+
+def test_a_used_cache_and_other_input(key):
+    encoder = BertModel(tiny_config(), key=key)
+    decoder = BertForCausalLM(tiny_config(is_decoder=True, add_cross_attention=True), key=key)
+    model = EncoderDecoderModel.from_encoder_decoder(
+        encoder, decoder, decoder_start_token_id=1, key=key
+    )
+    ids = np.array([[5, 6, 7]], np.int32)
+    out = model(ids, decoder_input_ids=ids, cache=model.init_cache(1, 9))
+    with pytest.raises(ValueError, match="cache holds what the encoder read"):
+        model(ids, decoder_input_ids=ids, cache=out.cache)
