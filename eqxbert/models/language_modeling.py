@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..checks import AttentionMask, check_ids, check_labels, check_shape
@@ -15,10 +14,10 @@ from ..nn import (
     Activation,
     LayerNorm,
     Linear,
-    accumulation_dtype,
     align_trailing,
     as_int32,
     cross_entropy,
+    linear_product,
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
 from .bert import BertModel
@@ -65,13 +64,7 @@ class LMHead(eqx.Module):
         """
         x = self.norm(self.activation(self.dense(x)))
         table = words if self.decoder is None else self.decoder.weight
-        contract_last_axes = (((x.ndim - 1,), (1,)), ((), ()))
-        logits = lax.dot_general(
-            x,
-            table.astype(x.dtype),
-            contract_last_axes,
-            preferred_element_type=accumulation_dtype(x),
-        )
+        logits = linear_product(x, table.astype(x.dtype))
         return logits + align_trailing(self.bias.astype(logits.dtype), logits)
 
 

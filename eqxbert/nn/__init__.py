@@ -33,3 +33,4 @@ from .numerics import (
     align_trailing as align_trailing,
     as_int32 as as_int32,
 )
+from .product import linear_product as linear_product

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 
 def dropout(
@@ -19,8 +20,19 @@ def dropout(
         return x
     if rate == 1:
         return jnp.zeros_like(x)
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = _random_bits(key, x.shape) < round((1 - rate) * 2**16)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def _random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """16 random bits for each element. JAX would draw 32 for each, and throw half of them away:
+    twice the time, which is a good part of what a training step takes.
+    """
+    *batch, size = shape or (1,)
+    bits = jax.random.bits(key, (*batch, -(-size // 2)), jnp.uint32)
+    halves = lax.bitcast_convert_type(bits, jnp.uint16)
+    halves = jnp.reshape(halves, (*batch, -1))[..., :size]
+    return jnp.reshape(halves.astype(jnp.uint32), shape)
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> Sequence[PRNGKeyArray | None]:

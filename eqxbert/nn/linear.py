@@ -3,10 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .numerics import accumulation_dtype, align_trailing
+from .numerics import align_trailing
+from .product import linear_product
 
 
 class Linear(eqx.Module):
@@ -40,10 +40,7 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(out_size, jnp.float32) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        contract_last_axes = (((x.ndim - 1,), (1,)), ((), ()))
-        y = lax.dot_general(
-            x, self.weight, contract_last_axes, preferred_element_type=accumulation_dtype(x)
-        )
+        y = linear_product(x, self.weight)
         if self.bias is not None:
             y = y + align_trailing(self.bias.astype(y.dtype), y)
         return y.astype(x.dtype)

@@ -18,6 +18,7 @@ _LEFT_OUT = {
     "ensurepip",
     "idlelib",
     "lib2to3",
+    "ntpath",
     "pydoc_data",
     "test",
     "this",
@@ -25,6 +26,9 @@ _LEFT_OUT = {
     "turtle",
     "turtledemo",
 }
+
+# Modules under the names that they are imported by.
+_PUBLIC_NAMES = {"posixpath": "os.path"}
 
 
 class Entry(NamedTuple):
@@ -66,6 +70,20 @@ def entries(packages: Iterable[str]) -> list[Entry]:
     return sorted(found.values())
 
 
+def lookup(name: str) -> Entry | None:
+    """What is documented under a name such as "json.loads"; None if there is nothing."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, -1, -1):  # the longest module that there is
+        module = _imported(".".join(parts[:end]) or "builtins")
+        if module is None:
+            continue
+        value: Any = module
+        for attribute in parts[end:]:
+            value = inspect.getattr_static(value, attribute, None)
+        return next(_entry(name, value), None)
+    return None
+
+
 def _rank(name: str) -> tuple[int, int, str]:
     """The less, the rather a name is the one to import."""
     return name.count("."), name.startswith(("posix", "nt.", "encodings")), name
@@ -105,7 +123,8 @@ def _of_module(module: ModuleType) -> Iterator[Entry]:
         home = getattr(value, "__module__", None) or ""
         if name not in exported and home.lstrip("_") != module.__name__:
             continue  # imported from elsewhere
-        path = name if module.__name__ == "builtins" else f"{module.__name__}.{name}"
+        module_name = _PUBLIC_NAMES.get(module.__name__, module.__name__)
+        path = name if module_name == "builtins" else f"{module_name}.{name}"
         yield from _entry(path, value)
         if not inspect.isclass(value):
             continue

@@ -5,6 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import equinox as eqx
@@ -156,21 +157,25 @@ class SentenceEncoder:
         writing fails, what was in the folder stays.
         """
         with convert.staged_folder(folder) as staging:
-            write_sentence_model(self.model, staging)
-            self.tokenizer.write(staging)
-            write_json(
-                staging / "sentence_bert_config.json",
-                {"max_seq_length": self.max_seq_length, "do_lower_case": False},
-            )
-            write_json(
-                staging / "config_sentence_transformers.json",
-                {
-                    "prompts": self.prompts,
-                    "default_prompt_name": self.default_prompt_name,
-                    "similarity_fn_name": self.similarity_fn_name,
-                    "truncate_dim": self.truncate_dim,
-                },
-            )
+            self.write(staging)
+
+    def write(self, folder: Path) -> None:
+        """What `save_pretrained` writes, straight into a folder that is there."""
+        write_sentence_model(self.model, folder)
+        self.tokenizer.write(folder)
+        write_json(
+            folder / "sentence_bert_config.json",
+            {"max_seq_length": self.max_seq_length, "do_lower_case": False},
+        )
+        write_json(
+            folder / "config_sentence_transformers.json",
+            {
+                "prompts": self.prompts,
+                "default_prompt_name": self.default_prompt_name,
+                "similarity_fn_name": self.similarity_fn_name,
+                "truncate_dim": self.truncate_dim,
+            },
+        )
 
     def encode(
         self,

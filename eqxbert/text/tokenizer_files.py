@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..files import Location, read_json
@@ -110,9 +111,6 @@ def _follow_config(backend: "tokenizers.Tokenizer", config: Mapping[str, Any]) -
 
 def _from_vocabulary(path: Path, settings: Settings) -> "tokenizers.Tokenizer":
     """BERT's tokenizer over a vocabulary of one token a line (transformers' `BertTokenizer`)."""
-    library = _library()
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -127,13 +125,31 @@ def _from_vocabulary(path: Path, settings: Settings) -> "tokenizers.Tokenizer":
             f"{path} ({len(tokens)} tokens) lacks the special tokens {', '.join(missing)}. It is "
             "not a BERT vocabulary, or tokenizer_config.json is another model's."
         )
-    backend = library.Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk_token"]))
-    backend.normalizer = normalizers.BertNormalizer(
-        **{
-            attribute: settings.config.get(name, default)
-            for name, attribute, default in _NORMALIZER
-        }
-    )
+    options = {
+        attribute: settings.config.get(name, default) for name, attribute, default in _NORMALIZER
+    }
+    return make_backend(vocabulary, special, **options)
+
+
+def make_backend(
+    vocabulary: Mapping[str, int],
+    special: Mapping[str, str] = MappingProxyType(SPECIAL_TOKENS),
+    **normalizer: Any,
+) -> "tokenizers.Tokenizer":
+    """BERT's tokenizer over a vocabulary.
+
+    **Arguments:**
+
+    - `vocabulary`: ids by tokens, the special ones included.
+    - `special`: the special tokens by role.
+    - `normalizer`: arguments of the library's `BertNormalizer`.
+    """
+    library = _library()
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    model = models.WordPiece(dict(vocabulary), unk_token=special["unk_token"])
+    backend = library.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(**normalizer)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     cls, sep = special["cls_token"], special["sep_token"]

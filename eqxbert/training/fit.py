@@ -106,7 +106,7 @@ def fit(
     too few batches, if `best_metric` is not among an evaluation's metrics, or if the checkpoint is
     of another model; `FloatingPointError` if the gradients of 100 steps in a row were not finite.
     """
-    epoch = None if callable(train) else _length(train)
+    epoch = len(train) if isinstance(train, Sized) else None
     total = _total_steps(epoch, steps, epochs)
     counts = {"evaluate_every": evaluate_every, "save_every": save_every, "patience": patience}
     for name, value in (counts | {"log_every": log_every}).items():
@@ -180,10 +180,6 @@ def fit(
             assert best is not None
             best_model = best.state.model
     return FitResult(best_model, state, log.history, log.evaluations)
-
-
-def _length(train: Iterable[Batch]) -> int | None:
-    return len(train) if isinstance(train, Sized) else None
 
 
 def _total_steps(epoch: int | None, steps: int | None, epochs: int | None) -> int:

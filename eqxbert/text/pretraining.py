@@ -1,0 +1,157 @@
+"""From bare text to what a new BERT is trained on: a vocabulary, and batches with masked tokens."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, PRNGKeyArray
+
+from ..training.batches import batch_indices
+from ..training.loss import Batch, MeanLoss, count_labels
+from ..training.masking import continuation_pieces, mask_tokens
+from ..training.packing import pack_sequences, segment_mask
+from .tokenizer import Tokenizer
+from .tokenizer_files import SPECIAL_TOKENS, make_backend
+
+# Tokens that are fewer than these are not worth a sequence of their own.
+_LEAST_TOKENS = 4
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 30522,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+    max_length: int | None = 512,
+) -> Tokenizer:
+    """A WordPiece tokenizer with a vocabulary made for some texts
+    ([Schuster & Nakajima, 2012](https://doi.org/10.1109/ICASSP.2012.6289079)), trained by the
+    `tokenizers` library.
+
+    **Arguments:**
+
+    - `texts`: texts, which are gone through once.
+    - `vocab_size`: how many tokens there are at most, special ones included.
+    - `lowercase`: whether case and accents are ignored.
+    - `min_frequency`: how often a token must occur.
+    - `max_length`: how many tokens of a text are kept by the tokenizer unless a call says
+        otherwise.
+
+    **Raises:** `ValueError` if the texts have no words, or more kinds of characters than
+    `vocab_size` has room for.
+    """
+    from tokenizers import trainers
+
+    special = [SPECIAL_TOKENS[f"{role}_token"] for role in ("pad", "unk", "cls", "sep", "mask")]
+    backend = make_backend({token: i for i, token in enumerate(special)}, lowercase=lowercase)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=special,
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    if len(vocabulary) == len(special):
+        raise ValueError("The texts have no words: there is nothing to make a vocabulary of.")
+    if len(vocabulary) > vocab_size:
+        raise ValueError(
+            f"The texts have {len(vocabulary)} kinds of characters, more than vocab_size, "
+            f"{vocab_size}. Choose a larger one."
+        )
+    return Tokenizer(make_backend(vocabulary, lowercase=lowercase), max_length=max_length)
+
+
+class MaskedTextBatches:
+    """Batches to train a masked language model on: a function of the number of the step.
+
+    Texts are divided where they are longer than a row, and several short ones share a row, each
+    attending to itself alone (`masked_text_loss` sees to that). Rows come in another order in each
+    epoch, and in each step other tokens are masked.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        *,
+        seq: int = 128,
+        batch_size: int = 32,
+        seed: int = 0,
+        rate: float = 0.15,
+        whole_words: bool = True,
+    ):
+        """**Arguments:**
+
+        - `tokenizer`: what makes tokens of the texts.
+        - `texts`: what is learned.
+        - `seq`, `batch_size`: the number of tokens in a row, and of rows in a batch.
+        - `seed`: each has an order and masks of its own.
+        - `rate`: the share of tokens that is masked.
+        - `whole_words`: whether all pieces of a word are masked, or none.
+
+        **Raises:** `ValueError` if there is no text of some length, or a number is out of range.
+        """
+        self.tokenizer, self.batch_size, self.seed, self.rate = tokenizer, batch_size, seed, rate
+        special = [tokenizer.token_to_id(tokenizer.special_tokens[f"{x}_token"]) for x in _ENDS]
+        self._special_ids = special
+        inputs, _ = pack_sequences(
+            list(_windows(tokenizer, texts, seq, *special)), seq=seq, pad_id=tokenizer.pad_id
+        )
+        self._rows = {n: inputs[n] for n in ("input_ids", "position_ids", "segment_ids")}
+        self._is_continuation = None
+        if whole_words:
+            self._is_continuation = continuation_pieces(
+                tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)
+            )
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens in an epoch."""
+        return int(np.sum(self._rows["segment_ids"] != 0))
+
+    def __len__(self) -> int:
+        return -(-len(self._rows["input_ids"]) // self.batch_size)
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step, counted from 0."""
+        size = len(self._rows["input_ids"])
+        chosen = batch_indices(size, self.batch_size, seed=self.seed, step=step)
+        rows = {name: array[chosen] for name, array in self._rows.items()}
+        return rows | mask_tokens(
+            rows["input_ids"],
+            vocab_size=self.tokenizer.vocab_size,
+            mask_id=self.tokenizer.mask_id,
+            special_ids=self._special_ids,
+            pad_id=self.tokenizer.pad_id,
+            seed=self.seed,
+            step=step,
+            rate=self.rate,
+            is_continuation=self._is_continuation,
+        )
+
+
+def masked_text_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> MeanLoss:
+    """The loss of a `BertForMaskedLM` on one of the `MaskedTextBatches`."""
+    inputs = dict(batch)
+    mask = segment_mask(inputs.pop("segment_ids"))
+    out = model(**inputs, attention_mask=mask, key=key)
+    return MeanLoss(out.loss, count_labels(batch["labels"]))
+
+
+_ENDS = ("cls", "sep")
+
+
+def _windows(
+    tokenizer: Tokenizer, texts: Sequence[str], seq: int, cls_id: int, sep_id: int
+) -> Iterable[Int[np.ndarray, " _"]]:
+    """The texts' tokens in pieces that fit into a row, each between the two special ones."""
+    # Not `max_length`, beyond which the rest would be lost.
+    for ids in tokenizer.encode(texts, max_length=2**31)[0]:
+        words = ids[1:-1]
+        for start in range(0, len(words), seq - 2):
+            piece = words[start : start + seq - 2]
+            if len(piece) >= _LEAST_TOKENS:
+                yield np.concatenate([[cls_id], piece, [sep_id]])
