@@ -6,16 +6,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import pydoc
 from .config import BertConfig
 from .convert import convert_checkpoint, inspect_checkpoint, staged_file
-from .models import BertModel, model_class_of
-from .text import SentenceEncoder
+from .models import BertForMaskedLM, BertModel, model_class_of
+from .text import SentenceEncoder, Tokenizer, fill_mask
+from .text.pretrain import pretrain
 from .text.tasks.finetune import TASKS, finetune
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -94,8 +96,86 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=_DTYPES, help="default: what the checkpoint has")
     convert.set_defaults(run=_convert)
 
+    fill = commands.add_parser(
+        "fill-mask",
+        help="words for the gaps in a text",
+        description="Prints the likeliest words for each [MASK] in a text: the probability, a tab, "
+        "and the text with the word.",
+    )
+    fill.add_argument("text", metavar="TEXT", help="a text with [MASK] where a word is wanted")
+    fill.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="folder, or name on the Hugging Face hub; default: the model of Python's "
+        "documentation that comes with the package",
+    )
+    fill.add_argument("--top-k", type=int, default=5, metavar="N", help="default: 5")
+    fill.set_defaults(run=_fill_mask)
+
+    search = commands.add_parser(
+        "search",
+        help="functions of Python's standard library by what they do",
+        description="Prints the functions, classes and methods of Python's standard library that "
+        "do what is asked for: the similarity, a tab, the name, a tab, and the first sentences of "
+        "the documentation.",
+    )
+    search.add_argument("query", metavar="QUERY", help='such as "parse json from a string"')
+    search.add_argument("--top-k", type=int, default=5, metavar="N", help="default: 5")
+    search.set_defaults(run=_search)
+
+    _add_pretrain(commands.add_parser("pretrain", **_PRETRAIN))
     _add_finetune(commands.add_parser("finetune", **_FINETUNE))
     return parser
+
+
+_PRETRAIN: dict[str, Any] = {
+    "help": "train a new model on bare text",
+    "description": "Makes a vocabulary for texts, trains a BERT to find masked words in them, and "
+    "writes it to a folder. Files are UTF-8, with empty lines between texts. Stopped and called "
+    "again, it goes on where it was.",
+}
+
+
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    required = parser.add_argument_group("required")
+    required.add_argument("--train", nargs="+", required=True, metavar="FILE", help="texts")
+    required.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
+    required.add_argument("--steps", type=int, required=True, metavar="N", help="updates")
+    parser.add_argument("--dev", metavar="FILE", help="texts to choose the best model by")
+    parser.add_argument("--model", metavar="MODEL", help="go on with this one; default: a new one")
+    for name, default, text in (
+        ("--vocab-size", 30522, "tokens of a new vocabulary"),
+        ("--hidden-size", 256, "of a new model"),
+        ("--layers", 4, "of a new model"),
+        ("--heads", 4, "of a new model"),
+        ("--batch-size", 32, "rows in a batch"),
+        ("--seq", 128, "tokens in a row"),
+        ("--accumulate", 1, "parts in which a batch is computed, to save memory"),
+        ("--seed", 0, "another one for another order and other masks"),
+    ):
+        parser.add_argument(
+            name, type=int, default=default, metavar="N", help=f"{text}; default: {default}"
+        )
+    for name, default, text in (
+        ("--rate", 0.15, "share of tokens that is masked"),
+        ("--learning-rate", 1e-3, "the highest"),
+        ("--warmup", 0.05, "share of the steps in which the learning rate rises"),
+        ("--weight-decay", 0.01, "of matrices"),
+    ):
+        parser.add_argument(
+            name, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}"
+        )
+    parser.add_argument(
+        "--cased", dest="lowercase", action="store_false", help="a vocabulary that knows capitals"
+    )
+    parser.add_argument(
+        "--pieces",
+        dest="whole_words",
+        action="store_false",
+        help="mask pieces of words by themselves, and not all pieces of a word",
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, help="what is computed in; default: float32")
+    parser.set_defaults(run=_pretrain)
 
 
 _FINETUNE: dict[str, Any] = {
@@ -119,6 +199,9 @@ Files are UTF-8, and told by the endings of their names:
                                        "answers": [{"text": "...", "answer_start": 0}]}
   multiple-choice             .jsonl  {"context": "...", "endings": ["...", "..."], "label": 0}
                               .tsv    a table with columns context, ending0, ending1, ..., label
+  sentence-embeddings         .jsonl  {"text": "...", "text_pair": "..."}, which belong together
+                              .tsv    a table with columns text and text_pair
+  sentence-similarity         the same, with a label from -1 to 1: how similar they are
 
 The first line of a .tsv names its columns; they are separated by tabs, and nothing is quoted. For
 classes, there may be numbers from 0 on in place of names.""",
@@ -283,14 +366,40 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"Written to {options.folder}.")
 
 
+def _fill_mask(options: argparse.Namespace) -> None:
+    model = options.model or pydoc.MODEL
+    filled = fill_mask(
+        BertForMaskedLM.from_pretrained(model),
+        Tokenizer.from_pretrained(model),
+        options.text,
+        top_k=options.top_k,
+    )
+    for gap in filled:
+        for word in gap:
+            print(f"{word.probability:.4f}\t{word.text}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    for entry, similarity in pydoc.search(options.query, top_k=options.top_k):
+        print(f"{similarity:.4f}\t{entry.name}\t{entry.summary}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    settings = {name: value for name, value in vars(options).items() if name != "run"}
+    _print_metrics(pretrain(**settings), options.out)
+
+
 def _finetune(options: argparse.Namespace) -> None:
     settings = {k: v for k, v in vars(options).items() if k not in ("run", "task", "labels")}
     labels = None if options.labels is None else options.labels.split(",")
-    metrics = finetune(options.task, labels=labels, **settings)
+    _print_metrics(finetune(options.task, labels=labels, **settings), options.out)
+
+
+def _print_metrics(metrics: Mapping[str, Any], folder: str) -> None:
     for name, value in metrics.items():
         if name != "evaluations":
             print(f"{name}\t{value}")
-    print(f"Written to {options.out}.")
+    print(f"Written to {folder}.")
 
 
 if __name__ == "__main__":

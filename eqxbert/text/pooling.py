@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ..config import BertConfig
 from ..models import BertModel
 from ..nn import Linear, accumulation_dtype, get_activation
 
@@ -191,6 +192,11 @@ class SentenceModel(eqx.Module):
     bert: BertModel
     pooling: Pooling
     head: tuple[Dense | Normalize, ...]
+
+    @property
+    def config(self) -> BertConfig:
+        """That of the BERT."""
+        return self.bert.config
 
     @property
     def embedding_size(self) -> int:

@@ -1,11 +1,15 @@
 """From bare text to what a new BERT is trained on: a vocabulary, and batches with masked tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..outputs import MaskedLMOutput
 from ..training.batches import batch_indices
 from ..training.loss import Batch, MeanLoss, count_labels
 from ..training.masking import continuation_pieces, mask_tokens
@@ -80,7 +84,7 @@ class MaskedTextBatches:
         seq: int = 128,
         batch_size: int = 32,
         seed: int = 0,
-        rate: float = 0.15,
+        rate: float | int = 0.15,
         whole_words: bool = True,
     ):
         """**Arguments:**
@@ -106,6 +110,7 @@ class MaskedTextBatches:
             self._is_continuation = continuation_pieces(
                 tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)
             )
+        self(0)  # so that what is out of range is found now
 
     @property
     def tokens(self) -> int:
@@ -135,10 +140,41 @@ class MaskedTextBatches:
 
 def masked_text_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> MeanLoss:
     """The loss of a `BertForMaskedLM` on one of the `MaskedTextBatches`."""
+    loss = _masked_text_output(model, batch, key).loss
+    assert loss is not None  # the batch has labels
+    return MeanLoss(loss, count_labels(batch["labels"]))
+
+
+def masked_text_metrics(batches: MaskedTextBatches) -> Callable[[Any], dict[str, float]]:
+    """A function of a `BertForMaskedLM` that returns its `loss` (the mean negative log-probability
+    of a masked token), and its `accuracy` (the share of them that it finds likeliest), over all
+    texts of some batches, with the same masks at each call.
+    """
+
+    def evaluate(model: Any) -> dict[str, float]:
+        counts = [jax.device_get(_count(model, batches(step))) for step in range(len(batches))]
+        total, loss, right = np.sum(np.asarray(counts, np.float64), axis=0)
+        return {"loss": loss / total, "accuracy": right / total}
+
+    return evaluate
+
+
+@eqx.filter_jit
+def _count(
+    model: Any, batch: Mapping[str, Array | np.ndarray]
+) -> tuple[Int[Array, ""], Float[Array, ""], Int[Array, ""]]:
+    """The number of masked tokens, their loss, and how many are right."""
+    out = _masked_text_output(model, batch, None)
+    assert out.loss is not None
+    total = count_labels(batch["labels"])
+    right = jnp.sum(jnp.argmax(out.logits, axis=-1) == jnp.asarray(batch["labels"]))
+    return total, out.loss * total.astype(out.loss.dtype), right
+
+
+def _masked_text_output(model: Any, batch: Batch, key: PRNGKeyArray | None) -> MaskedLMOutput:
     inputs = dict(batch)
-    mask = segment_mask(inputs.pop("segment_ids"))
-    out = model(**inputs, attention_mask=mask, key=key)
-    return MeanLoss(out.loss, count_labels(batch["labels"]))
+    mask = segment_mask(jnp.asarray(inputs.pop("segment_ids")))
+    return model(**inputs, attention_mask=mask, key=key)
 
 
 _ENDS = ("cls", "sep")

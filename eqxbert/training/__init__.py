@@ -2,7 +2,10 @@
 
 from .batches import batch_indices as batch_indices, prefetch as prefetch
 from .checkpoint import Checkpoints as Checkpoints
-from .contrastive import contrastive_loss as contrastive_loss
+from .contrastive import (
+    contrastive_loss as contrastive_loss,
+    similarity_loss as similarity_loss,
+)
 from .fit import FitResult as FitResult, fit as fit
 from .lora import (
     LoRALinear as LoRALinear,

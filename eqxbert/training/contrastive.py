@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ..nn import cross_entropy, split_key
+from ..nn import cross_entropy, mean_squared_error, split_key
 from .loss import Batch
 
 Texts = Mapping[str, Any]
@@ -71,6 +71,20 @@ def contrastive_loss(
         return (forward + cross_entropy(similarities[:, :count].T, labels)) / 2
 
     return loss
+
+
+def similarity_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, ""]:
+    """The mean squared difference of the cosines between two texts' vectors and their labels
+    ([Reimers & Gurevych, 2019](https://arxiv.org/abs/1908.10084)), a loss for `make_train_step` and
+    `fit`.
+
+    The batch has `anchors` and `candidates`, as for `contrastive_loss`, as many of each; and
+    `labels`, one for each pair, from -1 to 1.
+    """
+    anchor_key, candidate_key = split_key(key, 2)
+    a = _normalised(_vectors("anchors", model, batch["anchors"], None, anchor_key))
+    c = _normalised(_vectors("candidates", model, batch["candidates"], None, candidate_key))
+    return mean_squared_error(jnp.sum(a * c, axis=-1), batch["labels"])
 
 
 def _vectors(

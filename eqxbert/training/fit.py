@@ -77,8 +77,8 @@ def fit(
     - `model`: what is trained. Its arrays are copied, it stays as it is.
     - `train`: batches, dictionaries of the model's arguments with labels: something that can be
         gone through again for each epoch; or a function of the number of the step, with which a run
-        that was stopped goes on without making those before once more. They are made ahead of time,
-        in a thread of their own.
+        that was stopped goes on without making those before once more. (An epoch is as many as its
+        `len`, if it has one.) They are made ahead of time, in a thread of their own.
     - `optimizer`: such as `adamw`.
     - `key`: a PRNG key, for dropout.
     - `steps`, `epochs`: how many updates, or how often to go through `train`. One is needed.
@@ -106,7 +106,7 @@ def fit(
     too few batches, if `best_metric` is not among an evaluation's metrics, or if the checkpoint is
     of another model; `FloatingPointError` if the gradients of 100 steps in a row were not finite.
     """
-    epoch = len(train) if isinstance(train, Sized) else None
+    epoch = _length(train)
     total = _total_steps(epoch, steps, epochs)
     counts = {"evaluate_every": evaluate_every, "save_every": save_every, "patience": patience}
     for name, value in (counts | {"log_every": log_every}).items():
@@ -180,6 +180,10 @@ def fit(
             assert best is not None
             best_model = best.state.model
     return FitResult(best_model, state, log.history, log.evaluations)
+
+
+def _length(train: Any) -> int | None:
+    return len(train) if isinstance(train, Sized) else None
 
 
 def _total_steps(epoch: int | None, steps: int | None, epochs: int | None) -> int:

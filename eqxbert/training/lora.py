@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..convert.names import path_to_name
-from ..nn import Linear, accumulation_dtype, align_trailing
+from ..nn import Linear, accumulation_dtype, align_trailing, linear_product
 
 Model = TypeVar("Model", bound=eqx.Module)
 Targets = str | Sequence[str] | Callable[[str], bool]
@@ -103,10 +103,10 @@ class LoRALinear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
         dtype = accumulation_dtype(x)
-        y = _product(x, self.base.weight, dtype)
+        y = linear_product(x, self.base.weight)
         if self.base.bias is not None:
             y = y + align_trailing(self.base.bias.astype(dtype), y)
-        y = y + self.scale * _product(_product(x, self.a, dtype), self.b, dtype)
+        y = y + self.scale * linear_product(linear_product(x, self.a), self.b)
         return y.astype(x.dtype)
 
 
@@ -304,10 +304,3 @@ def _require_adapters(model: eqx.Module) -> None:
 
 def _is_a(kind: type[eqx.Module]) -> Callable[[Any], bool]:
     return lambda part: isinstance(part, kind)
-
-
-def _product(
-    x: Float[Array, "*batch in_size"], weight: Float[Array, "out_size in_size"], dtype: Any
-) -> Float[Array, "*batch out_size"]:
-    contract_last_axes = (((x.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(x, weight, contract_last_axes, preferred_element_type=dtype)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray, PyTree
 
 from ..models.checkpointing import Policy, checkpoint_layers
@@ -16,6 +16,12 @@ from .optimizer import Optimizer
 from .precision import LossScale, for_compute
 
 Metrics = dict[str, Array]
+
+# By barriers, JAX keeps compilers from noticing that a checkpointed layer is computed twice, and
+# computing it once. XLA for CPU would take them out too early.
+_KEEP_BARRIERS = {
+    "xla_disable_hlo_passes": "optimization-barrier-expander,cse_barrier_expander",
+}
 
 
 class TrainState(eqx.Module):
@@ -89,7 +95,7 @@ def make_train_step(
     accumulate: int = 1,
     dtype: DTypeLike | None = None,
     remat: bool | Policy = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> "TrainStep":
     """A compiled function that takes a state and a batch, and returns the state after it, and what
     there is to tell of it. The memory of the state that it is given is used again.
 
@@ -116,8 +122,6 @@ def make_train_step(
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
 
-    # The batch comes first: only the memory of what follows is given away.
-    @eqx.filter_jit(donate="all-except-first")
     def step(batch: Batch, state: TrainState) -> tuple[TrainState, Metrics]:
         trained, frozen = _split(state.model, state.trainable)
         key = jax.random.fold_in(state.key, state.step)
@@ -151,7 +155,36 @@ def make_train_step(
                 metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
         return new, metrics
 
-    return lambda state, batch: step(dict(batch), state)
+    return TrainStep(step, is_checkpointed=remat is not False)
+
+
+class TrainStep:
+    """What `make_train_step` returns."""
+
+    def __init__(
+        self,
+        function: Callable[[Batch, TrainState], tuple[TrainState, Metrics]],
+        *,
+        is_checkpointed: bool,
+    ):
+        options = {}
+        if is_checkpointed and jax.default_backend() == "cpu":
+            options = {"compiler_options": _KEEP_BARRIERS}
+        # The batch comes first: only the memory of what follows is given away.
+        self._program: Any = eqx.filter_jit(function, donate="all-except-first", **options)
+        self._function = function
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The state after the step, and its metrics."""
+        # Part of a larger program, it may not bring options of its own.
+        is_traced = isinstance(state.step, core.Tracer)
+        return (self._function if is_traced else self._program)(dict(batch), state)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The program for such arguments, as `jax.jit` lowers it: `.compile().memory_analysis()`
+        tells how much memory it takes.
+        """
+        return self._program.lower(dict(batch), state)
 
 
 def make_eval_step(

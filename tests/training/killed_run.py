@@ -19,7 +19,7 @@ def batch(step: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "labels": np.where(rng.random(ids.shape) < 0.3, ids, -100)}
 
 
-def run(folder: str | None) -> eqxbert.training.FitResult:
+def run(folder: str) -> eqxbert.training.FitResult:
     config = eqxbert.BertConfig(
         vocab_size=30,
         hidden_size=8,

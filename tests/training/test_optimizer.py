@@ -59,9 +59,7 @@ class TestWeightDecay:
     def test_takes_its_share_off_matrices_alone(self, model_class, embeddings, key):
         config = tiny_config(num_hidden_layers=1, tie_word_embeddings=False, hidden_act="prelu")
         model = ones(model_class(config, key=key))
-        optimizer = adamw(
-            0.5, schedule="constant", weight_decay=0.1, decay_embeddings=embeddings
-        )
+        optimizer = adamw(0.5, schedule="constant", weight_decay=0.1, decay_embeddings=embeddings)
         kinds = set()
         for name, update in named(updates_of(optimizer, model, zeros(model))).items():
             is_matrix = name.endswith("weight") and "LayerNorm" not in name and "act" not in name
@@ -82,7 +80,9 @@ class TestWeightDecay:
     def test_none(self, key):
         model = ones(Toy(key=key))
         optimizer = adamw(0.5, schedule="constant", weight_decay=0.0)
-        assert not any(np.any(x) for x in jax.tree.leaves(updates_of(optimizer, model, zeros(model))))
+        assert not any(
+            np.any(x) for x in jax.tree.leaves(updates_of(optimizer, model, zeros(model)))
+        )
 
 
 class TestLayerDecay:
@@ -93,7 +93,9 @@ class TestLayerDecay:
     @pytest.mark.parametrize("kind", ["steps", "decay"])
     def test_each_layer_has_a_share_of_the_rate_of_the_one_above(self, model, kind):
         """In Adam's steps and in the decay of weights."""
-        optimizer = adamw(0.5, schedule="constant", layer_decay=0.8, weight_decay=float(kind == "decay"))
+        optimizer = adamw(
+            0.5, schedule="constant", layer_decay=0.8, weight_decay=float(kind == "decay")
+        )
         gradients = zeros(model) if kind == "decay" else ones(model)
         updates = named(updates_of(optimizer, ones(model), gradients))
         depths = {"bert.embeddings.": 4} | {f"bert.encoder.layer.{i}.": 3 - i for i in range(3)}
@@ -156,7 +158,11 @@ class TestGooglesAdam:
         model = Toy(key=key)
         for corrects, length in ((True, 1.0), (False, 0.1 / np.sqrt(0.001))):
             optimizer = adamw(
-                0.5, schedule="constant", bias_correction=corrects, max_grad_norm=None, weight_decay=0.0
+                0.5,
+                schedule="constant",
+                bias_correction=corrects,
+                max_grad_norm=None,
+                weight_decay=0.0,
             )
             updates = updates_of(optimizer, model, ones(model))
             assert np.allclose(updates.words.weight, -0.5 * length, rtol=1e-5)
@@ -224,15 +230,11 @@ def dummy() -> torch.optim.Optimizer:
 SCHEDULES = {
     "linear": (
         {"schedule": "linear"},
-        lambda warmup, total: transformers.get_linear_schedule_with_warmup(
-            dummy(), warmup, total
-        ),
+        lambda warmup, total: transformers.get_linear_schedule_with_warmup(dummy(), warmup, total),
     ),
     "cosine": (
         {"schedule": "cosine"},
-        lambda warmup, total: transformers.get_cosine_schedule_with_warmup(
-            dummy(), warmup, total
-        ),
+        lambda warmup, total: transformers.get_cosine_schedule_with_warmup(dummy(), warmup, total),
     ),
     "cosine to a tenth": (
         {"schedule": "cosine", "final_share": 0.1},
@@ -281,7 +283,9 @@ class TestSchedules:
         assert float(rate(10_000)) == pytest.approx(0.002)
 
     @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "inverse_sqrt"])
-    @pytest.mark.parametrize(("share", "updates"), [(0.07, 4), (0.1, 5), (0.5, 25), (0.98, 49), (0.001, 0)])
+    @pytest.mark.parametrize(
+        ("share", "updates"), [(0.07, 4), (0.1, 5), (0.5, 25), (0.98, 49), (0.001, 0)]
+    )
     def test_warmup_as_a_share_and_as_a_number(self, schedule, share, updates):
         one, other = (
             learning_rate_schedule(0.02, total_steps=50, warmup=w, schedule=schedule)
@@ -417,7 +421,5 @@ class TestFreeze:
         optimizer = adamw(1e-2, schedule="constant", layer_decay=0.5, max_grad_norm=None)
         gradients = ones(model)
         whole = updates_of(optimizer, model, gradients)
-        part = updates_of(
-            optimizer, eqx.filter(model, trainable), eqx.filter(gradients, trainable)
-        )
+        part = updates_of(optimizer, eqx.filter(model, trainable), eqx.filter(gradients, trainable))
         jax.tree.map(np.testing.assert_array_equal, part, eqx.filter(whole, trainable))

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import TINY, max_difference, tiny_config
+from helpers import max_difference, tiny_config
 from parity import labelled_inputs
 from quick_jit import quick_jit
-from tolerances import FLOAT32
 from training.references import (
     SMALL,
     TASKS,
@@ -26,7 +25,6 @@ from training.references import (
 
 from eqxbert import BertForCausalLM, BertForMaskedLM, BertForPreTraining
 from eqxbert.convert import to_state_dict
-from eqxbert.nn import Embedding
 from eqxbert.training import (
     LossScale,
     TrainState,
@@ -296,9 +294,7 @@ class TestLossScale:
         norms = {}
         for dtype, scale in ((None, False), (jnp.float16, True), (jnp.float16, False)):
             state = TrainState.create(Toy(key=key), optax.sgd(1.0), key=key, scale_loss=scale)
-            step = make_train_step(
-                optax.sgd(1.0), loss=small_loss, dtype=dtype, accumulate=parts
-            )
+            step = make_train_step(optax.sgd(1.0), loss=small_loss, dtype=dtype, accumulate=parts)
             _, metrics = quick_jit(step)(state, toy_batch())
             norms[dtype, scale] = float(metrics["grad_norm"])
         exact, scaled, unscaled = norms.values()

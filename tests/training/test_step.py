@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from helpers import max_difference, run_python, tiny_config
 from parity import labelled_inputs
 from quick_jit import quick_jit
@@ -263,9 +262,7 @@ class TestAccumulation:
 @functools.cache
 def one_batch(task: str) -> tuple[Any, dict[str, jax.Array]]:
     """What a whole batch makes of a model, and what is told of it."""
-    state = TrainState.create(
-        model_of(reference_of(task)), optax.sgd(1.0), key=jax.random.key(0)
-    )
+    state = TrainState.create(model_of(reference_of(task)), optax.sgd(1.0), key=jax.random.key(0))
     state, metrics = quick_jit(make_train_step(optax.sgd(1.0)))(state, without_some_labels(task))
     return state.model, metrics
 
@@ -528,9 +525,7 @@ class TestState:
     def test_something_must_train(self, key):
         model = Toy(key=key)
         with pytest.raises(ValueError, match="there is nothing to train"):
-            TrainState.create(
-                model, recipe(), key=key, trainable=freeze(model, "words", "layers")
-            )
+            TrainState.create(model, recipe(), key=key, trainable=freeze(model, "words", "layers"))
 
 
 def with_key_data(state: TrainState) -> TrainState:
@@ -544,7 +539,9 @@ class TestEvaluation:
         model = model_of(reference_of("pretraining"))
         batch = without_some_labels("pretraining")
         words, pairs = quick_jit(make_eval_step())(model, batch)
-        counts = [(batch[name] != IGNORED_LABEL).sum() for name in ("labels", "next_sentence_label")]
+        counts = [
+            (batch[name] != IGNORED_LABEL).sum() for name in ("labels", "next_sentence_label")
+        ]
         assert [int(words.weight), int(pairs.weight)] == counts
         assert (words.share, pairs.share) == (1, 1)
         one_kind = {k: x for k, x in batch.items() if k != "next_sentence_label"}
@@ -570,7 +567,7 @@ class TestEvaluation:
         """If their means are weighted."""
         step = make_eval_step(loss=weighted_loss)
         batch = toy_batch(8) | {"weights": np.arange(8, dtype=np.float32)}
-        halves = [step(Toy(key=key), jax.tree.map(lambda x: x[i::2], batch)) for i in (0, 1)]
+        halves = [step(Toy(key=key), jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in (0, 1)]
         (whole,) = step(Toy(key=key), batch)
         total = sum(part.mean * part.weight for (part,) in halves)
         assert float(total / whole.weight) == pytest.approx(float(whole.mean), rel=FLOAT32)
@@ -599,7 +596,9 @@ class TestBatches:
         config = tiny_config(**SMALL, max_position_embeddings=200)
         model = BertForQuestionAnswering(config, key=key)
         ids = np.ones((2, 150), np.int32)
-        positions = {name: np.array([3, 90], dtype) for name in ("start_positions", "end_positions")}
+        positions = {
+            name: np.array([3, 90], dtype) for name in ("start_positions", "end_positions")
+        }
         means = quick_jit(make_eval_step())(model, {"input_ids": ids, **positions})
         loss = model(ids, **{name: x.astype(np.int32) for name, x in positions.items()}).loss
         assert [int(m.weight) for m in means] == [2, 2]
@@ -630,9 +629,7 @@ class TestBatches:
 
 def test_on_two_devices_the_numbers_are_the_same():
     """The batch is divided among them; each has all parameters."""
-    result = run_python(
-        TWO_DEVICES, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    )
+    result = run_python(TWO_DEVICES, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["1", "ok", "2", "ok"]
 

@@ -8,6 +8,11 @@ from .question_answering import (
     QuestionAnswering as QuestionAnswering,
     QuestionExample as QuestionExample,
 )
+from .sentence_embedding import (
+    PairBatches as PairBatches,
+    PairExample as PairExample,
+    SentenceEmbedding as SentenceEmbedding,
+)
 from .sequence_classification import (
     SequenceClassification as SequenceClassification,
     TextExample as TextExample,

@@ -80,3 +80,13 @@ def _ranks(values: Float[np.ndarray, " examples"]) -> Float[np.ndarray, " exampl
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[place]
+
+
+def ranks_of_own(
+    similarities: Float[np.ndarray, "queries candidates"],
+) -> Int[np.ndarray, " queries"]:
+    """The rank of candidate `i` for query `i`, counted from 1: one more than the number of others
+    that are at least as similar.
+    """
+    own = np.diagonal(similarities)
+    return np.sum(similarities >= own[:, None], axis=1)

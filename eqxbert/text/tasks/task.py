@@ -2,12 +2,17 @@
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic
 
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from ...config import BertConfig
-from ...models.pretrained import PretrainedModel
+from ...convert.pretrained import write_model
+from ...training.loss import LossFunction, model_loss
 from ..tokenizer import Tokenizer
 from .examples import E, Example
 from .features import Features, TrainBatches, run
@@ -28,7 +33,7 @@ class Task(abc.ABC, Generic[E]):
     """
 
     example_class: ClassVar[type[Example]]
-    model_class: ClassVar[type[PretrainedModel]]
+    model_class: ClassVar[type[Any]]
 
     tokenizer: Tokenizer
     config: BertConfig
@@ -66,6 +71,40 @@ class Task(abc.ABC, Generic[E]):
     def main_metric(self) -> str:
         """The metric by which models are compared. More of it is better."""
 
+    @property
+    def loss(self) -> LossFunction:
+        """What training minimises, for `fit`: for most tasks, the loss that the model defines."""
+        return model_loss
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | PathLike[str],
+        *,
+        key: PRNGKeyArray,
+        changes: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """The task for a checkpoint, and its model.
+
+        **Arguments:**
+
+        - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub, with
+            any BERT and its tokenizer.
+        - `key`: a PRNG key, for a head that it lacks.
+        - `changes`: of the model's configuration, such as its `id2label`.
+        - `options`: arguments of the task.
+
+        **Raises:** as `from_pretrained`, and as the task itself.
+        """
+        model = cls.model_class.from_pretrained(path_or_id, key=key, **changes)
+        return cls(Tokenizer.from_pretrained(path_or_id), model.config, **options), model
+
+    def write(self, model: Any, folder: Path) -> None:
+        """Writes a model and its tokenizer into a folder that is there."""
+        write_model(model, folder)
+        self.tokenizer.write(folder)
+
     @abc.abstractmethod
     def features(self, examples: Iterable[E | Mapping[str, Any]]) -> Features:
         """The arguments of the model for some examples, labels included.
@@ -92,7 +131,7 @@ class Task(abc.ABC, Generic[E]):
         batch_size: int = 32,
         seed: int = 0,
         group_by_length: bool = False,
-    ) -> TrainBatches:
+    ) -> Any:
         """Batches to train on, in random order.
 
         **Arguments:**
