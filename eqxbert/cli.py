@@ -391,7 +391,9 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _finetune(options: argparse.Namespace) -> None:
     settings = {k: v for k, v in vars(options).items() if k not in ("run", "task", "labels")}
-    labels = None if options.labels is None else options.labels.split(",")
+    labels = options.labels
+    if labels is not None:
+        labels = [name.strip() for name in labels.split(",")]
     _print_metrics(finetune(options.task, labels=labels, **settings), options.out)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import itertools
 import pkgutil
 import re
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 _LEFT_OUT = {
     "antigravity",
     "ensurepip",
+    "genericpath",
     "idlelib",
     "lib2to3",
     "ntpath",
@@ -60,8 +62,9 @@ def entries(packages: Iterable[str]) -> list[Entry]:
     listed once: under its shortest name, where it is public.
     """
     found: dict[tuple[str, str], Entry] = {}
-    for module in _modules(packages):
-        for entry in _of_module(module):
+    with warnings.catch_warnings():  # of what is deprecated, which is looked at as well
+        warnings.simplefilter("ignore")
+        for entry in itertools.chain.from_iterable(map(_of_module, _modules(packages))):
             # The same text under the same last name is the same thing.
             identity = entry.name.rpartition(".")[2], entry.text
             known = found.get(identity)
@@ -111,7 +114,7 @@ def _imported(name: str) -> ModuleType | None:
         warnings.simplefilter("ignore")
         try:
             return importlib.import_module(name)
-        except Exception:
+        except (Exception, SystemExit):
             return None
 
 

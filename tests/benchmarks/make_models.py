@@ -1,6 +1,7 @@
-"""Run in the environment that has PyTorch: makes BERT-base, or a model's ONNX file.
+"""Run in the environment that has PyTorch: makes random models, or a model's ONNX file.
 
 python make_models.py bert-base FOLDER
+python make_models.py minilm-mlm FOLDER
 python make_models.py onnx FOLDER
 """
 
@@ -8,12 +9,20 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 
 def save_bert_base(folder: Path) -> None:
     torch.manual_seed(0)
     BertModel(BertConfig()).save_pretrained(folder)
+
+
+def save_minilm_mlm(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
 
 
 class TensorsInTensorsOut(torch.nn.Module):
@@ -54,4 +63,5 @@ def export_onnx(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"bert-base": save_bert_base, "onnx": export_onnx}[sys.argv[1]](Path(sys.argv[2]))
+    make = {"bert-base": save_bert_base, "minilm-mlm": save_minilm_mlm, "onnx": export_onnx}
+    make[sys.argv[1]](Path(sys.argv[2]))

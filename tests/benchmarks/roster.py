@@ -60,17 +60,23 @@ EQX_ZOO = Environment(
 
 ON_CPU = {"gpu": "this build of it runs on the CPU"}
 
+NO_TRAINING = {"train": "does not train"}
+
 PEERS = (
     Peer(BASELINE, CHECKOUT),
     Peer("pytorch", TORCH, {"encode": "measured as sentence-transformers"}),
-    Peer("sentence-transformers", TORCH, {"forward": "measured as pytorch"}),
+    Peer(
+        "sentence-transformers",
+        TORCH,
+        {"forward": "measured as pytorch", "train": "measured as pytorch"},
+    ),
     Peer("flax", FLAX, {"encode": "has no sentence encoder"}),
     Peer(
         "onnxruntime",
         ONNXRUNTIME,
-        ON_CPU | {"bfloat16": "has no bfloat16 matrix product on x86"},
+        ON_CPU | NO_TRAINING | {"bfloat16": "has no bfloat16 matrix product on x86"},
         reads_onnx=True,
     ),
-    Peer("openvino", OPENVINO, ON_CPU, reads_onnx=True),
-    Peer("eqx-zoo", EQX_ZOO),
+    Peer("openvino", OPENVINO, ON_CPU | NO_TRAINING, reads_onnx=True),
+    Peer("eqx-zoo", EQX_ZOO, {"train": "has no masked language model"}),
 )

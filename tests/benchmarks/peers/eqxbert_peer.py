@@ -2,11 +2,13 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from inputs import token_ids
+from inputs import masked_words, token_ids
 from protocol import Prepared, Workload, serve
 
 import eqxbert
+from eqxbert.training import TrainState, adamw, make_train_step
 
 
 def prepare_forward(workload: Workload) -> Prepared:
@@ -19,9 +21,33 @@ def prepare_forward(workload: Workload) -> Prepared:
     )
 
 
+def prepare_train(workload: Workload) -> Prepared:
+    model = eqxbert.BertForMaskedLM.from_pretrained(workload.model)
+    batch = masked_words(workload.shape, np.int32)
+    batch["labels"] = batch.pop("masked_labels")
+    batch = jax.device_put(batch)
+    optimizer = adamw(1e-4, schedule="constant")
+    dtype = None if workload.dtype == "float32" else jnp.dtype(workload.dtype)
+    step = make_train_step(optimizer, dtype=dtype)
+    loss = float(eqx.filter_jit(model)(**batch).loss)
+    state = TrainState.create(model, optimizer, key=jax.random.key(0))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return Prepared(run, fingerprint=loss)
+
+
 def prepare_encode(workload: Workload) -> Prepared:
     encoder = eqxbert.SentenceEncoder.from_pretrained(workload.model, dtype=workload.dtype)
     return Prepared(run=lambda: encoder.encode(workload.texts), to_numpy=np.asarray)
 
 
-serve(("eqxbert", "jax", "equinox"), forward=prepare_forward, encode=prepare_encode)
+serve(
+    ("eqxbert", "jax", "equinox"),
+    forward=prepare_forward,
+    train=prepare_train,
+    encode=prepare_encode,
+)

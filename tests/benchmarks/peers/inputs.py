@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 BATCH_SIZE = 32  # sentence-transformers' default
 MAX_TOKENS = 256  # the limit all-MiniLM-L6-v2 comes with
+MASK_ID = 103
 WORD_IDS = (1000, 30000)  # BERT's English vocabulary without special and unused tokens
 
 # Input rows of a batch, token ids and attention mask, both (batch, seq).
@@ -18,6 +19,28 @@ def token_ids(shape: tuple[int, int], dtype: type) -> tuple[np.ndarray, np.ndarr
     """Random words and the mask that says that all of them are real, `(batch, seq)` each."""
     ids = np.random.default_rng(0).integers(*WORD_IDS, shape).astype(dtype)
     return ids, np.ones_like(ids)
+
+
+def masked_words(shape: tuple[int, int], dtype: type) -> dict[str, np.ndarray]:
+    """A batch with 15 % of its words to find: `input_ids` and `attention_mask`; `labels` for each
+    position, -100 where there is nothing to find; and those positions, with their own labels, in
+    `masked_positions` and `masked_labels`.
+    """
+    ids, mask = token_ids(shape, dtype)
+    slots = round(0.15 * shape[1])
+    order = np.argsort(np.random.default_rng(1).random(shape), axis=1)
+    positions = np.sort(order[:, :slots], axis=1).astype(dtype)
+    found = np.take_along_axis(ids, positions, axis=1)
+    labels = np.full_like(ids, -100)
+    np.put_along_axis(labels, positions, found, axis=1)
+    np.put_along_axis(ids, positions, MASK_ID, axis=1)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "masked_positions": positions,
+        "masked_labels": found,
+    }
 
 
 def load_tokenizer(model: str) -> Tokenizer:

@@ -26,12 +26,12 @@ FINGERPRINT_SIZE = 8
 class Workload:
     """What a peer shall do, as both sides of the conversation see it."""
 
-    kind: str  # "forward": token ids to hidden states; "encode": texts to vectors
+    kind: str  # "forward", "encode" or "train"
     model: str  # a folder in Hugging Face's layout
     dtype: str  # "float32" or "bfloat16"
     device: str  # "cpu" or "gpu"
     threads: int
-    shape: tuple[int, int] = (0, 0)  # (batch, tokens) of a forward pass
+    shape: tuple[int, int] = (0, 0)  # (batch, tokens) of a forward pass or a step
     texts: list[str] = field(default_factory=list)  # to encode
 
 
@@ -41,11 +41,13 @@ class Prepared:
 
     **Arguments:** `run` does the work once and returns when the result is complete. `to_numpy`
     makes a float32 array of such a result, `(batch, seq, hidden)` or `(texts, hidden)`; it is not
-    measured.
+    measured. `fingerprint`, if there is one, is compared with the peers' instead of the result: for
+    steps with dropout, the loss without it.
     """
 
     run: Callable[[], Any]
-    to_numpy: Callable[[Any], Any]
+    to_numpy: Callable[[Any], Any] | None = None
+    fingerprint: float | None = None
 
 
 Prepare = Callable[[Workload], Prepared]
@@ -95,12 +97,16 @@ def _load(prepare: Prepare, workload: Workload) -> tuple[Prepared, dict[str, Any
     return prepared, {
         "load_seconds": loaded - start,
         "first_call_seconds": warm - loaded,
-        "fingerprint": _fingerprint(prepared.to_numpy(result)),
+        "fingerprint": _fingerprint(prepared, result),
     }
 
 
-def _fingerprint(values: Any) -> list[float]:
+def _fingerprint(prepared: Prepared, result: Any) -> list[float]:
     """The start of the first and of the last vector: wrong work and a wrong order both show."""
+    if prepared.to_numpy is None:
+        assert prepared.fingerprint is not None
+        return [prepared.fingerprint]
+    values = prepared.to_numpy(result)
     ends = values.reshape(-1, values.shape[-1])[[0, -1], :FINGERPRINT_SIZE]
     return ends.ravel().tolist()
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from inputs import token_ids
+from inputs import masked_words, token_ids
 from protocol import Prepared, Workload, serve
-from transformers import BertModel
+from transformers import BertForMaskedLM, BertModel
 
 
 def prepare_forward(workload: Workload) -> Prepared:
@@ -26,4 +26,29 @@ def prepare_forward(workload: Workload) -> Prepared:
     return Prepared(run, to_numpy=lambda hidden: hidden.float().cpu().numpy())
 
 
-serve(("torch", "transformers"), forward=prepare_forward)
+def prepare_train(workload: Workload) -> Prepared:
+    torch.set_num_threads(workload.threads)
+    device = "cuda" if workload.device == "gpu" else "cpu"
+    model = BertForMaskedLM.from_pretrained(workload.model, attn_implementation="sdpa").to(device)
+    words = masked_words(workload.shape, np.int64)
+    names = ("input_ids", "attention_mask", "labels")
+    batch = {name: torch.from_numpy(words[name]).to(device) for name in names}
+    with torch.inference_mode():
+        loss = model.eval()(**batch).loss.item()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    is_half = workload.dtype == "bfloat16"
+
+    def run() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=is_half):
+            model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return Prepared(run, fingerprint=loss)
+
+
+serve(("torch", "transformers"), forward=prepare_forward, train=prepare_train)
