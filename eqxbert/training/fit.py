@@ -242,7 +242,7 @@ def _evaluator(
         for means in zip(*batches, strict=True):  # of one kind, in all batches
             weights = [float(mean.weight) for mean in means]
             total = sum(float(m.mean) * w for m, w in zip(means, weights, strict=True))
-            value += means[0].share * total / max(sum(weights), 1)
+            value += means[0].share * total / (sum(weights) or 1)
         return {"loss": value}
 
     return mean_loss

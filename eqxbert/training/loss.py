@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..nn import IGNORED_LABEL, cross_entropy
+from ..nn import IGNORED_LABEL, as_int32, cross_entropy
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, QuestionAnsweringModelOutput
 
 Batch = Mapping[str, Any]
@@ -36,6 +36,11 @@ where they have different numbers of labels, or a tuple of these, which are adde
 def model_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[MeanLoss, ...]:
     """The loss that the models define, of a batch that holds their arguments and labels."""
     out = model(**batch, key=key)
+    if not hasattr(out, "loss"):
+        raise ValueError(
+            f"{type(model).__name__} has no loss. Train one of the models with a head, or give a "
+            "loss function of your own."
+        )
     if out.loss is None:
         raise ValueError(
             f"The batch has no labels for {type(model).__name__}: it holds "
@@ -45,10 +50,14 @@ def model_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[Mean
         starts, ends = batch["start_positions"], batch["end_positions"]
         return _position_loss(out.start_logits, starts), _position_loss(out.end_logits, ends)
     if isinstance(out, BertForPreTrainingOutput) and {"labels", "next_sentence_label"} <= {*batch}:
-        words, is_next = batch["labels"], batch["next_sentence_label"]
+        is_next = batch["next_sentence_label"]
+        of_pairs = cross_entropy(out.seq_relationship_logits, as_int32(is_next))
+        assert out.loss is not None
         return (
-            MeanLoss(cross_entropy(out.prediction_logits, words), count_labels(words)),
-            MeanLoss(cross_entropy(out.seq_relationship_logits, is_next), count_labels(is_next)),
+            # The rest of the sum. In half precision, that of the logits in `out`, which are
+            # rounded, would be another one.
+            MeanLoss(out.loss - of_pairs, count_labels(batch["labels"])),
+            MeanLoss(of_pairs, count_labels(is_next)),
         )
     labels = next(batch[name] for name in _LABELS if name in batch)
     if isinstance(out, CausalLMOutput):
@@ -58,10 +67,9 @@ def model_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[Mean
 
 def count_labels(labels: Any) -> Int[Array, ""]:
     """The number of labels; of classes, those that are ignored left out."""
-    labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         return jnp.asarray(labels.size, jnp.int32)
-    return jnp.sum(labels != IGNORED_LABEL, dtype=jnp.int32)
+    return jnp.sum(as_int32(labels) != IGNORED_LABEL, dtype=jnp.int32)
 
 
 def as_means(loss: Any) -> tuple[MeanLoss, ...]:
@@ -71,19 +79,24 @@ def as_means(loss: Any) -> tuple[MeanLoss, ...]:
     if isinstance(loss, MeanLoss):
         return (loss,)
     if isinstance(loss, tuple):
+        if not loss:
+            raise ValueError(
+                "The loss function returned an empty tuple: there is nothing to train."
+            )
         return tuple(one for part in loss for one in as_means(part))
     return (MeanLoss(loss, jnp.ones((), jnp.int32)),)
 
 
 def total_loss(means: tuple[MeanLoss, ...]) -> Float[Array, ""]:
     """The sum of all kinds."""
-    return sum((mean.share * mean.mean for mean in means), start=jnp.zeros((), jnp.float32))
+    first, *others = (mean.share * mean.mean for mean in means)
+    return sum(others, start=first)
 
 
 def _position_loss(scores: Float[Array, "*batch seq"], positions: Any) -> MeanLoss:
     """Of the starts or the ends, each half of the loss. As in the model, positions beyond the
     sequence do not count, and negative ones mean 0.
     """
-    positions = jnp.maximum(jnp.asarray(positions), 0)
+    positions = jnp.maximum(as_int32(positions), 0)
     labels = jnp.where(positions < scores.shape[-1], positions, IGNORED_LABEL)
     return MeanLoss(cross_entropy(scores, labels), count_labels(labels), 0.5)

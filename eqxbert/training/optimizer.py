@@ -148,6 +148,7 @@ def learning_rate_schedule(
 
 def _inverse_sqrt(highest: float, start: int, final: float) -> Schedule:
     def rate(count: Any) -> Any:
+        count = jnp.maximum(count, 0)  # those before it are asked for too, and not used
         return jnp.maximum(highest * jnp.sqrt(start / (count + start)), final)
 
     return rate

