@@ -4,15 +4,39 @@ import hashlib
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from collections.abc import Mapping
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from ..config import CONFIG_FILE
+from ..convert import staged_file
 
 SETTINGS, METRICS, CHECKPOINTS = "training.json", "metrics.json", "checkpoints"
+
+# What a model or its training may consist of, which would be replaced or mixed with another's.
+_MODEL_FILES = (
+    CONFIG_FILE,
+    "modules.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "*.safetensors",
+    "*.bin",
+    METRICS,
+    CHECKPOINTS,
+)
+
+
+def run_path(folder: str | PathLike[str]) -> Path:
+    """The folder by its whole name.
+
+    **Raises:** `ValueError` if the name is empty, which would mean the current folder.
+    """
+    if not fspath(folder):
+        raise ValueError("The name of the folder to write is empty.")
+    return Path(folder).expanduser().absolute()
 
 
 def open_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -26,8 +50,9 @@ def open_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[s
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; the model needs a folder.")
     path = folder / SETTINGS
+    there = _model_files(folder)
     if not path.is_file():
-        if there := [name for name in (CONFIG_FILE, CHECKPOINTS) if (folder / name).exists()]:
+        if there:
             raise ValueError(
                 f"{folder} holds something else: it has {' and '.join(there)}, but no {SETTINGS}."
             )
@@ -38,12 +63,16 @@ def open_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[s
         for name, value in settings.items()
         if found.get(name) != value
     ]
-    if differences:
+    if there and differences:
         raise ValueError(
             f"{folder} holds another run: {'; '.join(differences)}. Give another folder, or remove "
             "this one."
         )
-    return _read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+    # The configuration is written last: without it, a run was stopped while it wrote the model.
+    if not {METRICS, CONFIG_FILE} <= {*there}:
+        return None
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # if it was stopped just before that
+    return read_metrics(folder)
 
 
 def begin_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> Path:
@@ -53,9 +82,16 @@ def begin_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> Path:
     **Returns:** the folder for its checkpoints.
     """
     folder = Path(folder)
+    text = _json_text(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS, settings)
+    with staged_file(folder / SETTINGS) as file:
+        file.write(text.encode("utf-8"))
     return folder / CHECKPOINTS
+
+
+def read_metrics(folder: str | PathLike[str]) -> dict[str, Any]:
+    """The metrics in the folder of a run that has ended, with NaN for null."""
+    return _with_nan(_read_json(Path(folder) / METRICS))
 
 
 def fingerprint(path: str | PathLike[str]) -> str:
@@ -66,8 +102,7 @@ def fingerprint(path: str | PathLike[str]) -> str:
 
 def write_json(path: Path, values: Any) -> None:
     """Writes `values`, with null for what is not a finite number, which JSON does not know."""
-    text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(_json_text(values), encoding="utf-8")
 
 
 def shows_progress(progress: bool | None) -> bool:
@@ -75,6 +110,16 @@ def shows_progress(progress: bool | None) -> bool:
     if progress is not None:
         return progress
     return sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+
+
+def _model_files(folder: Path) -> list[str]:
+    """What there is in a folder of a model or its training; empty folders are nothing."""
+    found = [path for pattern in _MODEL_FILES for path in folder.glob(pattern)]
+    return [path.name for path in found if path.is_file() or any(path.iterdir())]
+
+
+def _json_text(values: Any) -> str:
+    return json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -93,3 +138,11 @@ def _finite(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return [_finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _with_nan(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _with_nan(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_with_nan(value) for value in values]
+    return math.nan if values is None else values

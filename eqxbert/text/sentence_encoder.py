@@ -2,21 +2,19 @@
 
 import contextlib
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .. import convert
 from ..files import Location, read_json
-from .batching import Batch, plan_batches
+from . import batching
 from .pooling import SentenceModel
 from .sentence_files import (
     read_modules,
@@ -28,13 +26,6 @@ from .sentence_files import (
 from .tokenizer import Tokenizer, check_text, check_texts, pad_rows
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-
-# A micro-batch whose activations stay in the processor's cache is up to twice as fast as a large
-# one; a GPU wants its thousands of cores filled.
-_TOKENS_PER_BATCH = {"cpu": 512}
-_TOKENS_PER_BATCH_ELSEWHERE = 65536
-# Batches that are started before the result of an earlier one is waited for.
-_AHEAD = 2
 
 
 class SentenceEncoder:
@@ -293,31 +284,24 @@ class SentenceEncoder:
         output_value: OutputValue,
         prompt_length: int,
         tokens_per_batch: int | None,
-    ) -> Iterator[tuple[Batch, np.ndarray]]:
+    ) -> Iterator[tuple[batching.Batch, np.ndarray]]:
         """The batches with their results, each waited for when later ones are under way."""
-        if tokens_per_batch is None:
-            tokens_per_batch = _TOKENS_PER_BATCH.get(
-                jax.default_backend(), _TOKENS_PER_BATCH_ELSEWHERE
-            )
         prompt = np.asarray(prompt_length, np.int32)  # an array, since each int has its own program
-
-        compute = _COMPUTE[output_value]
-        under_way: deque[tuple[Batch, Array]] = deque()
-        for batch in plan_batches(
+        plan = batching.plan_batches(
             [len(row) for row in ids],
             max_length=self.max_seq_length,
-            tokens_per_batch=tokens_per_batch,
-        ):
+            tokens_per_batch=tokens_per_batch or batching.usual_tokens_per_batch(),
+        )
+
+        def compute(batch: batching.Batch) -> Array:
             rows = [ids[i] for i in batch.indices]
             padded = pad_rows(rows, (batch.rows, batch.seq), self.tokenizer.pad_id)
             lengths = np.zeros(batch.rows, np.int32)
             lengths[: len(rows)] = [len(row) for row in rows]
-            under_way.append((batch, compute(self.model, padded, lengths, prompt)))
-            if len(under_way) > _AHEAD:
-                done, result = under_way.popleft()
-                yield done, np.asarray(result)
-        for done, result in under_way:
-            yield done, np.asarray(result)
+            return _COMPUTE[output_value](self.model, padded, lengths, prompt)
+
+        for batch, result in batching.started_ahead((batch, compute(batch)) for batch in plan):
+            yield batch, np.asarray(result)
 
 
 @eqx.filter_jit

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ class Example:
     """
 
     source: str | None = None
+
+    # What examples hold is users' data. The tasks check it, in messages that name the source.
+    __no_type_check__: ClassVar[bool] = True
 
 
 E = TypeVar("E", bound=Example)
@@ -111,23 +114,35 @@ def class_number(label: Any, label2id: Mapping[str, int], source: str) -> int:
     )
 
 
+# More classes than these are taken for numbers of something else.
+_MAX_CLASSES = 10_000
+
+
 def class_names(labels: Iterable[Any]) -> list[str]:
     """Names for the classes that occur, in the order of the alphabet. If all are numbers from 0 on:
     of these and those in between, in their order.
 
-    **Raises:** `ValueError` if there are none, or if they are neither names nor numbers.
+    **Raises:** `ValueError` if there are none, if they are neither names nor numbers, or if the
+    numbers are too great for those of classes.
     """
-    found = set(labels)
+    found = list(labels)
     if not found:
         raise ValueError("There are no labels.")
     if all(map(is_class_number, found)):
-        return [str(number) for number in range(max(map(int, found)) + 1)]
+        highest = max(map(int, found))
+        if highest >= _MAX_CLASSES:
+            raise ValueError(
+                f"Labels are the numbers of classes, counted from 0; {highest} would mean as many. "
+                "Are these numbers to be predicted (regression)?"
+            )
+        return [str(number) for number in range(highest + 1)]
     for label in found:
         if not isinstance(label, str) or not label:
             raise ValueError(
-                f"Labels must be names, or all of them numbers from 0 on; got {label!r}."
+                f"Labels must be names, or all of them numbers from 0 on; got {label!r:.100}."
             )
-    return sorted(found)
+        check_text("a label", label)
+    return sorted(set(found))
 
 
 def is_class_number(label: Any) -> bool:

@@ -2,32 +2,22 @@
 
 import dataclasses
 import functools
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...nn import IGNORED_LABEL
 from ...training.batches import batch_indices, check_count
-from ..batching import buckets, plan_batches
+from ..batching import buckets, plan_batches, started_ahead, usual_tokens_per_batch
 from ..tokenizer import pad_rows
-
-T = TypeVar("T")
 
 # Of so many batches, examples are sorted by length if they are to be of similar lengths: enough for
 # hardly any padding, few enough for batches to differ from epoch to epoch.
 _BATCHES_SORTED_TOGETHER = 50
-
-# As for sentence vectors: on a CPU a small batch stays in the cache, a GPU wants to be filled.
-_TOKENS_PER_BATCH = {"cpu": 512}
-_TOKENS_PER_BATCH_ELSEWHERE = 65536
-# Batches that are started before the result of an earlier one is waited for.
-_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,17 +156,16 @@ def run(
     **Returns:** the number of each row and its outputs, in float32. The shortest rows come first.
     """
     compute = functools.partial(_compute, tuple(outputs))
-    tokens = _TOKENS_PER_BATCH.get(jax.default_backend(), _TOKENS_PER_BATCH_ELSEWHERE)
     plan = plan_batches(
         features.lengths.tolist(),
         max_length=features.max_length,
-        tokens_per_batch=tokens // (features.choices or 1),
+        tokens_per_batch=usual_tokens_per_batch() // (features.choices or 1),
     )
     under_way = (
         (batch, compute(model, features.inputs(batch.indices, rows=batch.rows, seq=batch.seq)))
         for batch in plan
     )
-    for batch, arrays in _ahead(under_way, _AHEAD):
+    for batch, arrays in started_ahead(under_way):
         values = [np.asarray(array) for array in arrays]
         for row, index in enumerate(batch.indices):
             yield index, [value[row] for value in values]
@@ -188,13 +177,3 @@ def _compute(
 ) -> list[Float[Array, "..."]]:
     out = model(**inputs)
     return [out[name].astype(jnp.float32) for name in outputs]
-
-
-def _ahead(items: Iterable[T], number: int) -> Iterator[T]:
-    """The same items, each when so many more have been asked for."""
-    waiting: deque[T] = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > number:
-            yield waiting.popleft()
-    yield from waiting

@@ -135,6 +135,11 @@ def _read_choices(path: Path) -> Iterator[Row]:
             (name for name in row if re.fullmatch(r"ending\d+", name)),
             key=lambda name: int(name.removeprefix("ending")),
         )
+        if endings != [f"ending{number}" for number in range(len(endings))]:
+            raise ValueError(
+                f"{path}, line 1 names the endings {', '.join(endings)}; they must be numbered "
+                "from ending0 on."
+            )
         if endings:
             row["endings"] = [row.pop(name) for name in endings]
         yield source, row
@@ -145,7 +150,7 @@ def _read_conll(path: Path) -> Iterator[Row]:
     start = 1
     for number, (source, line) in enumerate([*_lines(path), ("", "")], start=1):
         if line.strip(" \t") and not line.startswith("-DOCSTART-"):
-            columns = line.split("\t") if "\t" in line else line.strip(" ").split(" ")
+            columns = line.strip(" ").split("\t" if "\t" in line else " ")
             if len(columns) < 2 or not columns[0] or not columns[-1]:
                 raise ValueError(f"{source} must have a word and a label, got {line!r}.")
             start = start if words else number

@@ -6,18 +6,29 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from ...config import BertConfig
 from ...convert import staged_folder
 from ...models import model_class_of
 from ...training import adamw, fit
-from ..run_folder import METRICS, begin_run, fingerprint, open_run, shows_progress, write_json
+from ...training.batches import check_count
+from ..run_folder import (
+    METRICS,
+    begin_run,
+    fingerprint,
+    open_run,
+    read_metrics,
+    run_path,
+    shows_progress,
+    write_json,
+)
+from ..tokenizer import check_texts
 from .examples import class_names
 from .files import read_examples
 from .multiple_choice import MultipleChoice
@@ -110,6 +121,13 @@ def finetune(
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
     kind = TASKS[task]
+    check_count("epochs", epochs, 1)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be one of floating point, got {dtype}.")
+    if labels is not None:
+        check_texts("labels", labels)
+        if len(labels) == 0 or "" in labels or len(set(labels)) < len(labels):
+            raise ValueError(f"labels must be names, all different, got {labels!r}.")
     settings = {
         "task": task,
         "model": str(model),
@@ -123,10 +141,10 @@ def finetune(
         "weight_decay": weight_decay,
         "max_length": max_length,
         "group_by_length": group_by_length,
-        "dtype": None if dtype is None else jax.numpy.dtype(dtype).name,
+        "dtype": None if dtype is None else jnp.dtype(dtype).name,
         "seed": seed,
     }
-    folder = Path(out).expanduser().absolute()
+    folder = run_path(out)
     if (known := open_run(folder, settings)) is not None:
         logger.warning("%s holds the result of this very run; there is nothing to do.", folder)
         return known
@@ -175,7 +193,7 @@ def finetune(
         work.write(result.model, staging)
         write_json(staging / METRICS, metrics)
     shutil.rmtree(checkpoints)
-    return metrics
+    return read_metrics(folder)
 
 
 def _label_names(
@@ -197,7 +215,7 @@ def _label_names(
         return ["LABEL_0"] if has_classes else None
     config = BertConfig.from_pretrained(model)
     if model_class_of(config) is not kind.task_class.model_class:
-        return list(labels) if labels else class_names(_labels(examples))
+        return class_names(_labels(examples)) if labels is None else list(labels)
     known = list(config.id2label.values())
     if labels is None or list(labels) == known:
         return known

@@ -28,7 +28,7 @@ class ChoiceExample(Example):
 
     context: str
     endings: Sequence[str]
-    label: int | None = None
+    label: int | str | None = None
 
 
 class MultipleChoice(Task[ChoiceExample]):
@@ -44,8 +44,9 @@ class MultipleChoice(Task[ChoiceExample]):
     def features(self, examples: Iterable[ChoiceExample | Mapping[str, Any]]) -> Features:
         questions = as_examples(ChoiceExample, examples)
         check_labelled(questions, "label")
+        features = self._features(questions)
         labels = np.array([_number(question) for question in questions], np.int32)
-        return dataclasses.replace(self._features(questions), labels={"labels": labels})
+        return dataclasses.replace(features, labels={"labels": labels})
 
     def logits(
         self, model: Any, examples: Iterable[ChoiceExample | Mapping[str, Any]]

@@ -85,8 +85,8 @@ class QuestionAnswering(Task[QuestionExample]):
         config: BertConfig,
         *,
         max_length: int | None = 384,
-        stride: int = 128,
-        max_question_length: int = 64,
+        stride: int | None = None,
+        max_question_length: int | None = None,
         max_answer_length: int = 30,
         no_answer_threshold: float | int | None = None,
     ):
@@ -95,12 +95,16 @@ class QuestionAnswering(Task[QuestionExample]):
         - `tokenizer`, `config`: of the model.
         - `max_length`: how many tokens a window may have, with the question and special ones; or
             what the model allows, if that is less, or if it is None.
-        - `stride`, `max_question_length`, `max_answer_length`, `no_answer_threshold`: as above.
+        - `stride`: as above; if None, 128, or half of what a window has room for, if that is less.
+        - `max_question_length`: as above; if None, 64, or a quarter of a window, if that is less.
+        - `max_answer_length`, `no_answer_threshold`: as above.
 
         **Raises:** `ValueError` if there is no room for a context, or windows would not advance.
         """
         limit = config.max_position_embeddings
         super().__init__(tokenizer, config, max_length=max_length and min(max_length, limit))
+        if max_question_length is None:
+            max_question_length = min(64, self.max_length // 4)
         for name, value in {
             "max_question_length": max_question_length,
             "max_answer_length": max_answer_length,
@@ -108,6 +112,8 @@ class QuestionAnswering(Task[QuestionExample]):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         room = self.max_length - max_question_length - 3
+        if stride is None:
+            stride = max(0, min(128, room // 2))
         if not 0 <= stride < room:
             raise ValueError(
                 f"stride is {stride}, expected 0 to {room - 1}: of max_length {self.max_length}, a "
@@ -267,18 +273,19 @@ def _spans(example: QuestionExample) -> list[tuple[int, int]]:
     **Raises:** `ValueError` if that is not what the context says.
     """
     answers: Any = example.answers or ()
+    try:
+        if isinstance(answers, Mapping):  # as the library `datasets` has them
+            found = list(zip(answers["text"], answers["answer_start"], strict=True))
+        else:
+            found = [(answer["text"], answer["answer_start"]) for answer in answers]
+        pairs = [(str(text), int(start)) for text, start in found]
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{example.source}: an answer must have a text and an answer_start, got "
+            f"{answers!r:.200}."
+        ) from error
     spans = []
-    if isinstance(answers, Mapping):  # as the library `datasets` has them
-        texts, starts = answers["text"], answers["answer_start"]
-        answers = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
-    for answer in answers:
-        try:
-            text, start = str(answer["text"]), int(answer["answer_start"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{example.source}: an answer must have a text and an answer_start, got "
-                f"{answer!r:.200}."
-            ) from error
+    for text, start in pairs:
         there = example.context[start : start + len(text)] if start >= 0 else ""
         if there != text or not text.strip():
             raise ValueError(

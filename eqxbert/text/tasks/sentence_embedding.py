@@ -246,7 +246,7 @@ class PairBatches:
 def _score(pair: PairExample) -> float:
     try:
         score = float(pair.label)  # pyright: ignore[reportArgumentType]  # checked before
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = float("nan")
     if not -1 <= score <= 1:
         raise ValueError(

@@ -157,8 +157,9 @@ class SequenceClassification(Task[TextExample]):
     def _numbers(self, example: TextExample) -> np.ndarray:
         number = self.config.num_labels
         try:
-            values = np.asarray(example.label, np.float32)
-        except (TypeError, ValueError):
+            with np.errstate(over="ignore"):  # infinity, which is refused
+                values = np.asarray(example.label, np.float32)
+        except (TypeError, ValueError, OverflowError):
             values = np.array(np.nan, np.float32)
         is_shaped = values.shape == (number,) or (values.shape == () and number == 1)
         if not is_shaped or not np.all(np.isfinite(values)):

@@ -89,6 +89,9 @@ def test_names_of_the_classes_that_occur(labels, names):
         ([1.5], "got 1.5"),
         ([-1, 1], "got -1|got 1"),
         (["a", ""], "got ''"),
+        ([{"a": 1}, "b"], r"got \{'a': 1\}"),
+        (["a", "\ud800"], "a label is not valid Unicode"),
+        ([0, "10000"], "numbers of classes, counted from 0; 10000 would mean as many"),
     ],
 )
 def test_labels_that_name_no_classes(labels, message):

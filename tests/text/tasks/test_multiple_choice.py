@@ -101,7 +101,7 @@ def test_a_model_learns_to_choose(tokenizer):
         for _ in range(number):
             endings = [letters(rng, 3) for _ in range(3)]
             label = int(rng.integers(3))
-            endings[label][int(rng.integers(3))] = "cat"
+            endings[label][int(rng.integers(3))] = "sat"
             texts = [" ".join(ending) for ending in endings]
             examples.append({"context": "hello world", "endings": texts, "label": label})
         return examples
