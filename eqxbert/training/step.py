@@ -220,7 +220,10 @@ def _loss_and_gradients(
     def scaled(trained: PyTree, part: Batch, key: PRNGKeyArray, weights: Any) -> Any:
         found = means(trained, part, key)
         if weights is not None:
-            found = tuple(m._replace(mean=m.mean * w) for m, w in zip(found, weights, strict=True))
+            found = tuple(
+                m._replace(mean=m.mean * w.astype(m.mean.dtype))
+                for m, w in zip(found, weights, strict=True)
+            )
         value = total_loss(found)
         return value if scale is None else value * scale, value
 
@@ -250,7 +253,8 @@ def _loss_and_gradients(
 
 def _shares(counts: Array) -> Float[Array, " parts"]:
     """What each part is of the whole; nothing, if that is nothing."""
-    total = jnp.sum(counts, dtype=counts.dtype)
+    counts = counts.astype(float)  # float32, or float64 where that is enabled
+    total = jnp.sum(counts)
     return counts / jnp.where(total == 0, jnp.ones_like(total), total)
 
 
