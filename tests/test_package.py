@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "convert": {"config", "files"},
     "models": {"checks", "nn", "config", "encoder_decoder_config", "outputs", "convert"},
     "generation": {"checks", "config", "nn", "outputs"},
-    "training": {"config", "nn", "outputs", "convert", "models"},
+    "training": {"config", "convert", "files", "models", "nn", "outputs"},
     "text": {"config", "files", "nn", "outputs", "convert", "models", "training"},
-    "cli": {"config", "nn", "outputs", "convert", "models", "text", "generation", "training"},
+    "pydoc": {"config", "convert", "models", "text", "training"},
+    "cli": {"config", "convert", "models", "pydoc", "text"},
 }
 
 
