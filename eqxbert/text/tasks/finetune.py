@@ -204,27 +204,35 @@ def _label_names(
 ) -> list[str] | None:
     """The names of the model's labels; None if there are none to name.
 
-    **Raises:** `ValueError` if `labels` are given that are not the model's.
+    **Raises:** `ValueError` if the model was trained for other labels.
     """
-    has_classes = kind.task_class in (SequenceClassification, TokenClassification)
-    if not has_classes or kind.problem_type == "regression":
-        if labels is not None:
-            raise ValueError(
-                f"labels are given ({', '.join(labels)}), but the task has no classes."
-            )
-        return ["LABEL_0"] if has_classes else None
+    has_head = kind.task_class in (SequenceClassification, TokenClassification)
+    is_regression = kind.problem_type == "regression"
+    if labels is not None and (is_regression or not has_head):
+        raise ValueError(f"labels are given ({', '.join(labels)}), but the task has no classes.")
+    if not has_head:
+        return None
     config = BertConfig.from_pretrained(model)
-    if model_class_of(config) is not kind.task_class.model_class:
-        return class_names(_labels(examples)) if labels is None else list(labels)
     known = list(config.id2label.values())
+    other_head = (
+        "give it another head first: model.with_labels(labels, key=key).save_pretrained(folder)."
+    )
+    is_new = model_class_of(config) is not kind.task_class.model_class
+    if is_regression:
+        if not is_new and len(known) != 1:
+            raise ValueError(
+                f"{model} was trained for {', '.join(known)}, not for a number; {other_head}"
+            )
+        return ["LABEL_0"] if is_new else known
+    if is_new:
+        return class_names(_labels(examples)) if labels is None else list(labels)
     if labels is None or list(labels) == known:
         return known
     if len(labels) == len(known) and all(map(_DEFAULT_NAME.fullmatch, known)):
         return list(labels)
     raise ValueError(
         f"The labels given are {', '.join(labels)}, but {model} was trained for "
-        f"{', '.join(known)}. Leave them out, or give it another head first: "
-        "model.with_labels(labels, key=key).save_pretrained(folder)."
+        f"{', '.join(known)}. Leave them out, or {other_head}"
     )
 
 

@@ -376,6 +376,9 @@ class TestLabels:
         path = write(tmp_path, content="text\tlabel\na\tyes\nb\tmaybe\n")
         with pytest.raises(ValueError, match=r"line 3 has the label 'maybe'\. .* are no, yes;"):
             run(classifier / "out", tmp_path, train=path)
+        path = write(tmp_path, "regression")
+        with pytest.raises(ValueError, match="was trained for no, yes, not for a number"):
+            run(classifier / "out", tmp_path, "regression", train=path)
         assert not (tmp_path / "out").exists()
 
 

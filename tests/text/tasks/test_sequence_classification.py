@@ -89,6 +89,8 @@ def test_labels(tokenizer, problem_type, changes, label, encoded):
         ("regression", {"num_labels": 2}, [1.0], "expected 2 numbers"),
         ("regression", {"num_labels": 1}, float("nan"), "has the label nan, expected a number"),
         ("regression", {"num_labels": 1}, "inf", "has the label 'inf', expected a number"),
+        ("regression", {"num_labels": 1}, 1e39, r"has the label 1e\+39, expected a number"),
+        ("regression", {"num_labels": 1}, 10**400, "expected a number"),
     ],
 )
 def test_labels_that_are_none(tokenizer, problem_type, changes, label, message):
