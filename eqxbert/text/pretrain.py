@@ -16,7 +16,16 @@ from ..convert.pretrained import write_model
 from ..models import BertForMaskedLM
 from ..training import adamw, fit
 from .pretraining import MaskedTextBatches, masked_text_loss, masked_text_metrics, train_tokenizer
-from .run_folder import METRICS, begin_run, fingerprint, open_run, shows_progress, write_json
+from .run_folder import (
+    METRICS,
+    begin_run,
+    fingerprint,
+    open_run,
+    read_metrics,
+    run_path,
+    shows_progress,
+    write_json,
+)
 from .tokenizer import Tokenizer
 
 logger = logging.getLogger("eqxbert")
@@ -102,7 +111,7 @@ def pretrain(
         "dtype": None if dtype is None else jax.numpy.dtype(dtype).name,
         "seed": seed,
     }
-    folder = Path(out).expanduser().absolute()
+    folder = run_path(out)
     if (known := open_run(folder, settings)) is not None:
         logger.warning("%s holds the result of this very run; there is nothing to do.", folder)
         return known
@@ -172,7 +181,7 @@ def pretrain(
         tokenizer.write(staging)
         write_json(staging / METRICS, metrics)
     shutil.rmtree(checkpoints)
-    return metrics
+    return read_metrics(folder)
 
 
 def read_texts(path: str | PathLike[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """BERT's recipe for AdamW, of optax's parts."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -65,9 +66,9 @@ def adamw(
     _check_shares(b1=b1, b2=b2)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}.")
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
-    if max_grad_norm is not None and max_grad_norm <= 0:
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay}.")
+    if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(
             f"max_grad_norm must be positive, got {max_grad_norm}; None means no limit."
         )
@@ -109,8 +110,8 @@ def learning_rate_schedule(
     final_share: float = 0.0,
 ) -> Schedule:
     """The learning rate after each number of updates; arguments and errors are those of `adamw`."""
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}.")
     if not 0 <= final_share <= 1:
         raise ValueError(f"final_share must be in [0, 1], got {final_share}.")
     if total_steps is None and (schedule in ("linear", "cosine") or 0 < warmup < 1):

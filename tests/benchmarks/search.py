@@ -114,7 +114,7 @@ def by_words(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
 
     def words(texts: Sequence[str]) -> list[list[str]]:
         found = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
-        return [[re.sub(r"s$", "", word) for word in text] for text in found]
+        return [[re.sub(r"s$", "", str(word)) for word in text] for text in found]
 
     retriever = bm25s.BM25()
     retriever.index(words(documents), show_progress=False)

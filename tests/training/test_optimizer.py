@@ -345,7 +345,9 @@ WRONG = [
     ({"b2": 1.5}, "b2 must be in"),
     ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
     ({"layer_decay": 1.1}, "layer_decay must be in"),
-    ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
+    ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
+    ({"weight_decay": float("nan")}, "weight_decay must be at least 0"),
+    ({"max_grad_norm": float("nan")}, "max_grad_norm must be positive"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0; None means no limit"),
     ({"max_grad_norm": -1.0}, "max_grad_norm must be positive"),
 ]

@@ -402,7 +402,7 @@ ONE = {"text": "a", "label": "yes"}
         ("classification", None, {"batch_size": 0}, "batch_size must be an integer from 1"),
         ("classification", None, {"learning_rate": 0.0}, "learning_rate must be positive"),
         ("classification", None, {"warmup": -1}, "warmup must be"),
-        ("classification", None, {"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ("classification", None, {"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ("classification", None, {"seed": -1}, "seed must be an integer from 0"),
         ("classification", None, {"max_length": 65}, "max_length is 65, expected 5 to 64"),
         ("classification", None, {"dtype": "int32"}, "dtype must be one of floating point"),
