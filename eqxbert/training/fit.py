@@ -268,10 +268,10 @@ class _Log:
             self._finite = int(self.history[-1]["step"]), int(self.history[-1]["skipped"])
 
     def notes(self) -> dict[str, Any]:
-        """All there is to keep."""
+        """All there is to keep, as of now: it is written later, in the background."""
         return {
-            "history": self.history,
-            "evaluations": self.evaluations,
+            "history": list(self.history),
+            "evaluations": list(self.evaluations),
             "best_step": self.best_step,
         }
 
