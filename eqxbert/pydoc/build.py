@@ -25,7 +25,7 @@ from ..text.pretraining import MaskedTextBatches, masked_text_loss, train_tokeni
 from ..training import FitResult, MeanLoss, adamw, contrastive_loss, fit
 from ..training.loss import Batch
 from .corpus import Entry, entries, standard_library
-from .pairs import PairBatches, title
+from .pairs import pair_batches, title
 from .search import INDEX_FILE, MAX_TOKENS, MODEL, SearchIndex
 
 PACKAGES = ("PIL", "jax", "matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn", "sympy")
@@ -103,7 +103,7 @@ def train_vectors(
     """The same BERT, whose mean vectors of a description and of the name that it belongs to are
     close to one another. It goes on with masked words, so as not to forget.
     """
-    pairs = PairBatches(tokenizer, described(found), batch_size=PAIRS, seed=SEED)
+    pairs = pair_batches(tokenizer, described(found), batch_size=PAIRS, seed=SEED)
     words = MaskedTextBatches(tokenizer, texts, seq=SEQ, batch_size=8, seed=SEED + 1)
     between = contrastive_loss(temperature=0.05)
 

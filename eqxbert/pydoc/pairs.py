@@ -1,13 +1,12 @@
 """What belongs together: the name of a function, and what it does."""
 
 import re
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterable, Sequence
 
 from ..text import Tokenizer
-from ..text.tokenizer import pad_rows
-from ..training.batches import batch_indices
+from ..text.tasks import PairBatches
+from ..text.tasks.sentence_embedding import pair_features
+from ..training import Batch
 from .corpus import Entry
 
 # As many tokens of a text count; nine of ten have no more.
@@ -24,41 +23,22 @@ def title(entry: Entry) -> str:
     return f"{spoken(entry.name)} ( {spoken(entry.signature)} )"
 
 
-class PairBatches:
-    """Batches for `eqxbert.training.contrastive_loss`: the descriptions of some functions
-    (`anchors`), and what belongs to each (`candidates`): its name and arguments, with the rest of
-    its documentation in some epochs.
+def pair_batches(
+    tokenizer: Tokenizer, entries: Sequence[Entry], *, batch_size: int, seed: int
+) -> Callable[[int], Batch]:
+    """Batches for `eqxbert.training.contrastive_loss`, a function of the number of the step: the
+    descriptions of some functions, and what belongs to each: its name and arguments; with the rest
+    of its documentation in every other step.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, entries: Sequence[Entry], *, batch_size: int, seed: int
-    ):
-        self.tokenizer, self.batch_size, self.seed = tokenizer, batch_size, seed
-        self._anchors = self._encode([entry.summary for entry in entries])
-        titles = [title(entry) for entry in entries]
-        rests = [entry.text.partition("\n\n")[2] for entry in entries]
-        both = [f"{name} {rest}" for name, rest in zip(titles, rests, strict=True)]
-        self._candidates = [self._encode(titles), self._encode(both)]
+    def with_candidates(candidates: Iterable[str]) -> PairBatches:
+        pairs = zip((entry.summary for entry in entries), candidates, strict=True)
+        texts = [text for pair in pairs for text in pair]
+        features = pair_features(tokenizer, texts, max_length=_SEQ)
+        return PairBatches(features, batch_size=batch_size, seed=seed)
 
-    def __len__(self) -> int:
-        return -(-len(self._anchors) // self.batch_size)
-
-    def __call__(self, step: int) -> dict[str, dict[str, np.ndarray]]:
-        """The batch of a step, counted from 0."""
-        chosen = batch_indices(len(self._anchors), self.batch_size, seed=self.seed, step=step)
-        candidates = self._candidates[step % len(self._candidates)]
-        return {
-            "anchors": self._pad([self._anchors[i] for i in chosen]),
-            "candidates": self._pad([candidates[i] for i in chosen]),
-        }
-
-    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokenizer.encode(texts, max_length=_SEQ)[0]
-
-    def _pad(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
-        shape = len(rows), _SEQ
-        masks = [np.ones(len(row), np.int32) for row in rows]
-        return {
-            "input_ids": pad_rows(rows, shape, self.tokenizer.pad_id),
-            "attention_mask": pad_rows(masks, shape, 0),
-        }
+    titles = [title(entry) for entry in entries]
+    rests = (entry.text.partition("\n\n")[2] for entry in entries)
+    both = [f"{name} {rest}" for name, rest in zip(titles, rests, strict=True)]
+    kinds = with_candidates(titles), with_candidates(both)
+    return lambda step: kinds[step % len(kinds)](step)

@@ -15,7 +15,7 @@ from ...training.contrastive import contrastive_loss, similarity_loss
 from ...training.loss import LossFunction
 from ..pooling import SentenceModel
 from ..sentence_encoder import SentenceEncoder
-from ..tokenizer import check_text
+from ..tokenizer import Tokenizer, check_text
 from . import metrics
 from .examples import Example, as_examples, check_labelled
 from .features import Features
@@ -107,9 +107,8 @@ class SentenceEmbedding(Task[PairExample]):
         self.encoder.with_model(model).write(folder)
 
     def features(self, examples: Iterable[PairExample | Mapping[str, Any]]) -> Features:
-        """Not for pairs, which are two rows; see `train_batches`."""
-        pairs = self._pairs(examples)
-        return self._features([pair.text for pair in pairs])
+        """Two rows for each pair: its first text, then its second."""
+        return self._features(self._pairs(examples))
 
     def train_batches(
         self,
@@ -123,13 +122,7 @@ class SentenceEmbedding(Task[PairExample]):
             raise ValueError("Pairs are not grouped by length: their texts have two.")
         pairs = self._pairs(examples)
         labels = np.array([pair.label for pair in pairs], np.float32) if self.is_scored else None
-        return PairBatches(
-            self._features([pair.text for pair in pairs]),
-            self._features([pair.text_pair for pair in pairs]),
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-        )
+        return PairBatches(self._features(pairs), labels, batch_size=batch_size, seed=seed)
 
     def predict(
         self, model: SentenceModel, examples: Iterable[PairExample | Mapping[str, Any]]
@@ -180,10 +173,9 @@ class SentenceEmbedding(Task[PairExample]):
         check_labelled(pairs, "label")
         return [dataclasses.replace(pair, label=_score(pair)) for pair in pairs]
 
-    def _features(self, texts: Sequence[str]) -> Features:
-        texts = [self._prompt + text for text in texts]
-        ids, types = self.tokenizer.encode(texts, max_length=self.max_length)
-        return Features(ids, types, {}, max_length=self.max_length, pad_id=self.tokenizer.pad_id)
+    def _features(self, pairs: Sequence[PairExample]) -> Features:
+        texts = [self._prompt + text for pair in pairs for text in (pair.text, pair.text_pair)]
+        return pair_features(self.tokenizer, texts, max_length=self.max_length)
 
     def _vectors(
         self, model: SentenceModel, pairs: Sequence[PairExample]
@@ -207,8 +199,7 @@ class PairBatches:
 
     def __init__(
         self,
-        anchors: Features,
-        candidates: Features,
+        features: Features,
         labels: Float[np.ndarray, " pairs"] | None = None,
         *,
         batch_size: int,
@@ -216,7 +207,7 @@ class PairBatches:
     ):
         """**Arguments:**
 
-        - `anchors`, `candidates`: the first and the second text of each pair.
+        - `features`: two rows for each pair, its first text and its second.
         - `labels`: how similar they are.
         - `batch_size`: the number of pairs in each.
         - `seed`: each has an order of its own.
@@ -225,22 +216,33 @@ class PairBatches:
         """
         check_count("batch_size", batch_size, 1)
         check_count("seed", seed)
-        self.anchors, self.candidates, self.labels = anchors, candidates, labels
+        self.features, self.labels = features, labels
         self.batch_size, self.seed = batch_size, seed
 
+    @property
+    def pairs(self) -> int:
+        """How many there are."""
+        return len(self.features) // 2
+
     def __len__(self) -> int:
-        return -(-len(self.anchors) // self.batch_size)
+        return -(-self.pairs // self.batch_size)
 
     def __call__(self, step: int) -> dict[str, Any]:
         """The batch of a step, counted from 0."""
         chosen: Int[np.ndarray, " batch_size"] = batch_indices(
-            len(self.anchors), self.batch_size, seed=self.seed, step=step
+            self.pairs, self.batch_size, seed=self.seed, step=step
         )
         texts = {
-            "anchors": self.anchors.batch(chosen),
-            "candidates": self.candidates.batch(chosen),
+            "anchors": self.features.batch(2 * chosen),
+            "candidates": self.features.batch(2 * chosen + 1),
         }
         return texts if self.labels is None else texts | {"labels": self.labels[chosen]}
+
+
+def pair_features(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int) -> Features:
+    """A row for each text; of pairs, the two follow one another."""
+    ids, types = tokenizer.encode(texts, max_length=max_length)
+    return Features(ids, types, {}, max_length=max_length, pad_id=tokenizer.pad_id)
 
 
 def _score(pair: PairExample) -> float:
