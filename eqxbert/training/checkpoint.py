@@ -1,6 +1,7 @@
 """Checkpoints of training, by orbax: everything that is needed to go on as if nothing had been."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,13 +52,20 @@ class Checkpoints:
         self.close()
 
     def wait(self) -> None:
-        """Until all are written."""
-        self._manager.wait_until_finished()
+        """Until all are written.
+
+        **Raises:** `OSError` if that failed.
+        """
+        with self._errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until all are written, and ends what there is in the background."""
-        self.wait()
-        self._manager.close()
+        """Waits until all are written, and ends what there is in the background.
+
+        **Raises:** `OSError` if one could not be written.
+        """
+        with self._errors():
+            self._manager.close()
 
     @property
     def steps(self) -> list[int]:
@@ -74,17 +82,21 @@ class Checkpoints:
         - `state`: the state of training; its step names the checkpoint.
         - `notes`: what else there is to keep: JSON's values.
         - `best_step`: the step of the best one so far, which is kept.
+
+        **Raises:** `OSError` if this one, or the one before it, could not be written. Those before
+        are whole.
         """
         args = self._orbax.args
         state = _with_key_data(state)
         self._policy.best_step = best_step
-        self._manager.save(
-            int(state.step),
-            args=args.Composite(
-                state=args.StandardSave(state),
-                notes=args.JsonSave({"notes": dict(notes), "arrays": _arrays(state)}),
-            ),
-        )
+        with self._errors():
+            self._manager.save(
+                int(state.step),
+                args=args.Composite(
+                    state=args.StandardSave(state),
+                    notes=args.JsonSave({"notes": dict(notes), "arrays": _arrays(state)}),
+                ),
+            )
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
         """The checkpoint of a step, or the last one; None if there is none.
@@ -111,6 +123,18 @@ class Checkpoints:
         ).state
         key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
         return Restored(eqx.tree_at(lambda s: s.key, state, key), saved["notes"])
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Those of writing, which come in many kinds, later than they happen."""
+        try:
+            yield
+        except Exception as error:
+            raise OSError(
+                f"A checkpoint could not be written to {self.folder}. Those of the steps "
+                f"{self.steps} are whole: once there is room, training can go on from the last. "
+                f"The reason: {error}"
+            ) from error
 
     def _check(self, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         problems = [

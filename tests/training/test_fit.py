@@ -282,3 +282,39 @@ def test_there_are_no_half_written_checkpoints_to_read(tmp_path, model):
     (tmp_path / "run" / "9.orbax-checkpoint-tmp").mkdir()
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.steps == [2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+# Threads and tasks that orbax leaves behind after an error.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+def test_when_the_disk_is_full_nothing_is_lost(tmp_path, model):
+    """The limit on the size of a file stands for it. The checkpoints before are whole, and with
+    room again, training goes on from the last.
+    """
+    import resource
+    import signal
+
+    whole = run(model, save_every=4, log_every=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(state: TrainState, record: dict) -> None:
+        if record["step"] == 10:  # some time after the checkpoint of step 8 was begun
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    options = {"folder": tmp_path / "run", "save_every": 4, "log_every": 1}
+    try:
+        with pytest.raises(OSError, match=r"could not be written to .*run\. Those of the steps \["):
+            run(model, callbacks=[fill], **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps
+        assert set(checkpoints.steps) <= {4, 8}
+    resumed = run(model, **options)
+    assert resumed.history == whole.history
+    assert_equal(resumed.model, whole.model)
