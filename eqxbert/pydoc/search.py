@@ -17,6 +17,9 @@ MODEL = Path(__file__).parent / "model"
 INDEX_FILE = "standard_library.npz"
 MAX_TOKENS = 64
 
+# What a function is called says more of it than the first sentence of its description.
+_SUMMARY_WEIGHT = 0.5
+
 
 class Found(NamedTuple):
     """A function that was found.
@@ -45,7 +48,7 @@ class SearchIndex:
         """The index of some functions."""
         names = encoder.encode([title(entry) for entry in entries], normalize=True)
         summaries = encoder.encode([entry.summary for entry in entries], normalize=True)
-        vectors = np.asarray(names) + np.asarray(summaries)
+        vectors = np.asarray(names) + _SUMMARY_WEIGHT * np.asarray(summaries)
         largest = np.abs(vectors).max(axis=1, keepdims=True)
         return cls(
             [entry.name for entry in entries], np.rint(vectors / largest * 127).astype(np.int8)
