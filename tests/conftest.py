@@ -8,7 +8,9 @@ os.environ["EQXBERT_TYPECHECK"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import gc
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,6 +19,16 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Each compiled program holds some maps of memory, of which a process may have 65,530 on Linux.
+    Without this, the compiler would come to that limit after some thousands of tests, and crash.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
