@@ -322,7 +322,7 @@ class TestSchedules:
 
 
 WRONG = [
-    ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+    ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
     ({"learning_rate": -1e-3}, "learning_rate must be positive"),
     ({"learning_rate": float("nan")}, "learning_rate must be positive"),
     ({"final_share": 1.5}, r"final_share must be in \[0, 1\], got 1.5"),
