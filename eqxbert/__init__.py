@@ -18,8 +18,10 @@ from . import (
     nn as nn,
     training as training,
 )
+from .compilation_cache import enable_compilation_cache as enable_compilation_cache
 from .config import BertConfig as BertConfig
 from .encoder_decoder_config import EncoderDecoderConfig as EncoderDecoderConfig
+from .export import export_model as export_model
 from .generation import generate as generate, stream as stream
 from .models import (
     NSP_IS_NEXT as NSP_IS_NEXT,

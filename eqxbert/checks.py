@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .nn import IGNORED_LABEL
+from .nn import IGNORED_LABEL, Size
 
 AttentionMask = Bool[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | None
 """Of shape `(*batch, seq)` or `(*batch, seq, seq)`; see `BertModel`."""
@@ -53,7 +53,7 @@ def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
 
 
 def check_labels(
-    name: str, labels: Any, limit: int, limit_name: str, shape: tuple[int, ...]
+    name: str, labels: Any, limit: int, limit_name: str, shape: tuple[Size, ...]
 ) -> None:
     """Checks that `labels` are integers of this `shape`, each from 0 up to, but not including,
     `limit`, or -100 where there is none. Values are checked as by `check_ids`.
@@ -74,7 +74,7 @@ def check_labels(
         )
 
 
-def check_shape(name: str, array: Any, *expected: tuple[int, ...]) -> None:
+def check_shape(name: str, array: Any, *expected: tuple[Size, ...]) -> None:
     """Checks that `array` has one of the `expected` shapes.
 
     **Raises:** `ValueError` that names the argument, its shape and what was expected.
@@ -85,7 +85,7 @@ def check_shape(name: str, array: Any, *expected: tuple[int, ...]) -> None:
         )
 
 
-def check_broadcasts(name: str, array: Any, to: tuple[int, ...]) -> None:
+def check_broadcasts(name: str, array: Any, to: tuple[Size, ...]) -> None:
     """Checks that `array` can be broadcast to the shape `to`.
 
     **Raises:** `ValueError` that names the argument, its shape and what was expected.
@@ -101,7 +101,7 @@ def check_broadcasts(name: str, array: Any, to: tuple[int, ...]) -> None:
 
 
 def check_mask(
-    name: str, mask: AttentionMask, *shapes: tuple[int, ...]
+    name: str, mask: AttentionMask, *shapes: tuple[Size, ...]
 ) -> Bool[Array, "..."] | None:
     """A mask of tokens as booleans, of one of the `shapes`.
 

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import pydoc
+from .compilation_cache import enable_compilation_cache
 from .config import BertConfig
 from .convert import convert_checkpoint, inspect_checkpoint, staged_file
-from .models import BertForMaskedLM, BertModel, model_class_of
+from .export import PLATFORMS, export_model
+from .files import Location, read_json
+from .models import BertForMaskedLM, BertModel, EncoderDecoderModel, model_class_of
 from .text import SentenceEncoder, Tokenizer, fill_mask
 from .text.pretrain import pretrain
 from .text.tasks.finetune import TASKS, finetune
@@ -31,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the terminal's: texts come as UTF-8
         sys.stdout.reconfigure(encoding="utf-8")
     options = _parser().parse_args(arguments)
+    enable_compilation_cache()
     try:
         options.run(options)
         sys.stdout.flush()
@@ -95,6 +99,25 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("folder", metavar="FOLDER", help="where to write")
     convert.add_argument("--dtype", choices=_DTYPES, help="default: what the checkpoint has")
     convert.set_defaults(run=_convert)
+
+    export = commands.add_parser(
+        "export",
+        help="a model as a program that runs without this library",
+        description="Writes a model as a program for JAX (model.jax_export) that takes batches of "
+        "any size and sequences of any length, and its weights (weights.safetensors). Of a "
+        "sentence-transformers folder, it computes sentence vectors.",
+    )
+    export.add_argument("model", metavar="MODEL", help="folder, or name on the Hugging Face hub")
+    export.add_argument("folder", metavar="FOLDER", help="where to write")
+    export.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
+    export.add_argument(
+        "--platforms",
+        nargs="+",
+        default=PLATFORMS,
+        metavar="NAME",
+        help="what it shall run on: cpu, cuda, rocm, tpu; default: cpu cuda tpu",
+    )
+    export.set_defaults(run=_export)
 
     fill = commands.add_parser(
         "fill-mask",
@@ -364,6 +387,26 @@ def _convert(options: argparse.Namespace) -> None:
     )
     print(report)
     print(f"Written to {options.folder}.")
+
+
+def _export(options: argparse.Namespace) -> None:
+    export_model(
+        _any_model(options.model, options.dtype),
+        options.folder,
+        platforms=options.platforms,
+    )
+    print(f"Written to {options.folder}.")
+
+
+def _any_model(path: str, dtype: str) -> Any:
+    """The model in a folder, of the class that its files name."""
+    location = Location.of(path)
+    if read_json(location, "modules.json", expected=list) is not None:
+        return SentenceEncoder.from_pretrained(path, dtype=dtype).model
+    config = read_json(location, "config.json", {})
+    if config.get("model_type") == "encoder-decoder":
+        return EncoderDecoderModel.from_pretrained(path, dtype=dtype)
+    return model_class_of(BertConfig.from_pretrained(path)).from_pretrained(path, dtype=dtype)
 
 
 def _fill_mask(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ broadcast silently.
 import os
 
 os.environ["EQXBERT_TYPECHECK"] = "1"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what is compiled is counted
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

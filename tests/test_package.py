@@ -16,6 +16,7 @@ PACKAGE = Path(eqxbert.__file__).parent
 MAY_IMPORT = {
     "files": set(),
     "frozen_dict": set(),
+    "compilation_cache": set(),
     "config": {"files", "frozen_dict"},
     "encoder_decoder_config": {"config", "files", "frozen_dict"},
     "nn": set(),
@@ -27,7 +28,17 @@ MAY_IMPORT = {
     "training": {"config", "convert", "files", "models", "nn", "outputs"},
     "text": {"config", "files", "nn", "outputs", "convert", "models", "training"},
     "pydoc": {"config", "convert", "models", "text", "training"},
-    "cli": {"config", "convert", "models", "pydoc", "text"},
+    "export": {"convert", "models", "outputs", "text"},
+    "cli": {
+        "compilation_cache",
+        "config",
+        "convert",
+        "export",
+        "files",
+        "models",
+        "pydoc",
+        "text",
+    },
 }
 
 

@@ -19,7 +19,7 @@ from ..checks import (
     check_shape,
 )
 from ..config import BertConfig
-from ..nn import Embedding, KVCache, Linear, key_mask, pair_mask, split_key
+from ..nn import Embedding, KVCache, Linear, Size, key_mask, pair_mask, split_key
 from ..outputs import BertModelOutput, DecoderCache
 from .cache import (
     advance,
@@ -290,7 +290,7 @@ class BertModel(OneBertModel):
         states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"] | None,
         mask: AttentionMask,
         cache: DecoderCache | None,
-        batch: tuple[int, ...],
+        batch: tuple[Size, ...],
     ) -> tuple[tuple[KVCache, ...] | None, Bool[Array, "*batch encoder_seq"] | None]:
         """Keys and values of the encoder's output for each layer, computed or from the cache, and
         which may be attended to.
@@ -340,7 +340,7 @@ class BertModel(OneBertModel):
             raise ValueError("input_ids is a single number, expected shape (*batch, seq).")
         return self.embeddings.word(input_ids)
 
-    def _check_positions(self, position_ids: object, batch_seq: tuple[int, ...]) -> None:
+    def _check_positions(self, position_ids: object, batch_seq: tuple[Size, ...]) -> None:
         limit = self.config.max_position_embeddings
         check_ids("position_ids", position_ids, limit, "max_position_embeddings")
         check_broadcasts("position_ids", position_ids, batch_seq)
@@ -355,7 +355,7 @@ class BertModel(OneBertModel):
                 f"positions for {limit} (max_position_embeddings)."
             )
 
-    def _check_length(self, seq: int) -> None:
+    def _check_length(self, seq: Size) -> None:
         limit = self.config.max_position_embeddings
         if seq > limit:
             raise ValueError(

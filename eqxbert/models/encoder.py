@@ -175,7 +175,8 @@ class EncoderLayer(eqx.Module):
         wide intermediate result exists at once; over all of them if it is 0.
         """
         seq = x.shape[-2]
-        if self.chunk_size == 0 or self.chunk_size >= seq:
+        is_known = isinstance(seq, int)  # not so in programs for any length (jax.export)
+        if self.chunk_size == 0 or not is_known or self.chunk_size >= seq:
             return self.feed_forward(x)
         starts = range(0, seq, self.chunk_size)
         chunks = [self.feed_forward(x[..., i : i + self.chunk_size, :]) for i in starts]

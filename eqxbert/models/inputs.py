@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..checks import AttentionMask, check_mask
-from ..nn import align_trailing, causal_mask, key_mask, pair_mask
+from ..nn import Size, align_trailing, causal_mask, key_mask, pair_mask
 from ..outputs import DecoderCache
 
 
@@ -28,7 +28,7 @@ class DecoderOptions(BertOptions, total=False):
 
 
 def attention_mask_for_scores(
-    attention_mask: AttentionMask, batch_seq: tuple[int, ...], *, causal: bool
+    attention_mask: AttentionMask, batch_seq: tuple[Size, ...], *, causal: bool
 ) -> Bool[Array, "..."] | None:
     """The boolean mask for attention scores of shape `(*batch, heads, seq, seq)`.
 

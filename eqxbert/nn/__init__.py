@@ -29,6 +29,7 @@ from .loss import (
 from .mask import causal_mask as causal_mask, key_mask as key_mask, pair_mask as pair_mask
 from .normalization import LayerNorm as LayerNorm
 from .numerics import (
+    Size as Size,
     accumulation_dtype as accumulation_dtype,
     align_trailing as align_trailing,
     as_int32 as as_int32,

@@ -6,6 +6,8 @@ Masks are broadcast against attention scores of shape `(*batch, heads, q_seq, kv
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .numerics import Size
+
 
 def key_mask(may_attend: Bool[Array, "*batch kv_seq"]) -> Bool[Array, "*batch 1 1 kv_seq"]:
     """Every query may attend to the keys that are marked: the usual mask for padding."""
@@ -19,7 +21,7 @@ def pair_mask(
     return may_attend[..., None, :, :]
 
 
-def causal_mask(q_seq: int, kv_seq: int) -> Bool[Array, "1 q_seq kv_seq"]:
+def causal_mask(q_seq: Size, kv_seq: Size) -> Bool[Array, "1 q_seq kv_seq"]:
     """Each query may attend to keys up to its own position, where the queries are the last `q_seq`
     of `kv_seq` positions.
     """

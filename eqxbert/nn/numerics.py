@@ -1,9 +1,14 @@
 """What several blocks need to say about dtypes and shapes."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, Shaped
 from numpy import dtype
+
+Size = Any
+"""The size of an axis: an integer; in a program for any size (`jax.export`), what stands for it."""
 
 
 def accumulation_dtype(x: Shaped[Array, "..."]) -> dtype:

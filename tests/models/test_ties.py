@@ -185,7 +185,6 @@ class TestTwoNamesOfOneArray:
             (False, {OTHER_BIAS: BIAS}, {OTHER_BIAS}),
             (False, {OTHER_BIAS: BIAS, WEIGHT: WORDS}, {OTHER_BIAS}),
         ],
-        ids=str,
     )
     def test_any_one_of_them_will_do(self, write, caplog, tied, changes, repeats):
         folder, reference = write(tied, changes)

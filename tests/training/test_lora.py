@@ -280,7 +280,6 @@ ALL = {
             {n for n in ALL if "1.attention.self" in n},
         ),
     ],
-    ids=str,
 )
 def test_targets(targets, expected):
     model = add_lora(new_model(), targets=targets, key=jax.random.key(1))
@@ -312,7 +311,6 @@ def test_targets_in_a_model_with_a_head():
         [],
         lambda name: False,
     ],
-    ids=str,
 )
 def test_targets_that_mean_nothing(targets):
     with pytest.raises(ValueError, match="No linear map is meant") as error:
@@ -432,7 +430,6 @@ def train(model: Any, spec: Any, inputs: dict[str, Any], steps: int = 3) -> Any:
             | {f"bert.encoder.layers.1.feed_forward_norm.{x}" for x in ("weight", "bias")},
         ),
     ],
-    ids=str,
 )
 def test_only_adapters_and_the_modules_named_train(modules_to_save, whole):
     model_class = eqxbert.BertForSequenceClassification
