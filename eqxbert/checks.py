@@ -107,6 +107,16 @@ def check_mask(
 
     **Raises:** `ValueError` if it has another shape, or holds anything but booleans, 1 and 0.
     """
+    checked = boolean_mask(name, mask, *shapes)
+    return None if checked is None else jnp.asarray(checked)
+
+
+def boolean_mask(
+    name: str, mask: AttentionMask, *shapes: tuple[Size, ...]
+) -> Bool[Array | np.ndarray, "..."] | None:
+    """As `check_mask`, but NumPy's arrays stay so: nothing is put on a device, and nothing
+    compiled.
+    """
     if mask is None:
         return None
     if not isinstance(mask, jax.Array | np.ndarray):
@@ -128,4 +138,4 @@ def check_mask(
                 "added to the scores (0 and large negative numbers), pass `mask == 0`."
             )
     check_shape(name, mask, *shapes)
-    return jnp.asarray(mask).astype(bool)
+    return mask.astype(bool)

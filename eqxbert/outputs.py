@@ -1,6 +1,7 @@
 """What the models return: modules with named, typed fields."""
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .nn import KVCache, extend_slots
@@ -64,13 +65,16 @@ class DecoderCache(eqx.Module):
     cross: tuple[KVCache, ...] | None = None
     cross_mask: Bool[Array, "*batch encoder_seq"] | None = None
 
-    def extend(self, count: int) -> "DecoderCache":
+    def extend(self, count: int | np.integer) -> "DecoderCache":
         """With room for `count` more tokens in each row.
 
-        **Raises:** `ValueError` if `count` is negative.
+        **Raises:** `ValueError` if `count` is negative, or no integer.
         """
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise ValueError(f"count must be an integer, the number of tokens, got {count!r}.")
         if count < 0:
             raise ValueError(f"count must not be negative, got {count}: a cache cannot shrink.")
+        count = int(count)
         return DecoderCache(
             layers=tuple(layer.extend(count) for layer in self.layers),
             valid=extend_slots(self.valid, count, axis=-1),

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "outputs": {"nn"},
     "convert": {"config", "files"},
     "models": {"checks", "nn", "config", "encoder_decoder_config", "outputs", "convert"},
-    "generation": {"checks", "config", "nn", "outputs"},
+    "generation": {"checks", "config", "files", "nn", "outputs"},
     "training": {"config", "convert", "files", "models", "nn", "outputs"},
     "text": {"config", "files", "nn", "outputs", "convert", "models", "training"},
     "pydoc": {"config", "convert", "models", "text", "training"},

@@ -23,6 +23,8 @@ from .sampling import draw_without_replacement
 
 # Added to the scores of what must not be chosen; finite, so that what there is stays in order.
 _NEVER = -1e9
+# No sum of log-probabilities is as low as this, unless something was added.
+_LEAST = _NEVER / 2
 
 
 class State(eqx.Module):
@@ -59,7 +61,8 @@ def run(
     decoder: Decoder, prompt: Prompt, keys: Key[Array, " batch"] | None, options: GenerationOptions
 ) -> tuple[Int[Array, "batch beams slots"], Float[Array, "batch beams"]]:
     """The best sequences of each row, the best first, with -1 where there is no token; and their
-    scores.
+    scores. Where fewer can be found than there are beams, the others have no tokens, and minus
+    infinity for a score.
     """
     state = _choose(_start(decoder, prompt, options), keys, options)
     state = lax.while_loop(
@@ -67,7 +70,8 @@ def run(
         lambda state: _choose(_read(decoder, state), keys, options),
         state,
     )
-    return state.finished_ids, state.finished_scores
+    ids = jnp.where(state.is_finished[..., None], state.finished_ids, -1)
+    return ids, jnp.where(state.is_finished, state.finished_scores, -jnp.inf)
 
 
 def _start(decoder: Decoder, prompt: Prompt, options: GenerationOptions) -> State:
@@ -159,8 +163,9 @@ def _collect_finished(
 ) -> State:
     """With the candidates that have ended, where they are better than those that had before."""
     beams = options.num_beams
-    # The candidates after the first ones are there to go on, not to be returned.
-    has_ended = ends & (jnp.arange(ends.shape[-1]) < beams)[None, :]
+    # The candidates after the first ones are there to go on, not to be returned. And what must not
+    # be chosen is among them only where there is nothing else.
+    has_ended = ends & (jnp.arange(ends.shape[-1]) < beams)[None, :] & (totals > _LEAST)
     scores = totals / step.astype(jnp.float32) ** options.length_penalty
     is_closed = ~state.may_improve
     if options.early_stopping is True:
@@ -186,7 +191,8 @@ def _may_improve(state: State, options: GenerationOptions) -> Bool[Array, " batc
         length = state.limit
     best_running = state.scores[:, :1] / length.astype(jnp.float32) ** options.length_penalty
     worst = jnp.min(state.finished_scores, axis=-1, keepdims=True)
-    return jnp.any(best_running > jnp.where(state.is_finished, worst, _NEVER), axis=-1)
+    is_better = jnp.any(best_running > jnp.where(state.is_finished, worst, _NEVER), axis=-1)
+    return is_better & (state.scores[:, 0] > _LEAST)
 
 
 def _is_going_on(state: State, options: GenerationOptions) -> Bool[Array, ""]:

@@ -84,7 +84,9 @@ def _choose(state: State, logits: Float[Array, "batch vocab"], cache: DecoderCac
     else:
         token = likeliest(logits)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    score = chosen - jax.nn.logsumexp(logits, axis=-1)
+    # If all tokens are forbidden, one is taken nevertheless, and the score says so.
+    is_forbidden = jnp.isneginf(chosen)
+    score = jnp.where(is_forbidden, -jnp.inf, chosen - jax.nn.logsumexp(logits, axis=-1))
     written = jnp.where(state.is_finished, -1, token)
     return State(
         ids=lax.dynamic_update_slice_in_dim(state.ids, written[:, None], cache.length, axis=1),

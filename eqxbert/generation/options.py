@@ -1,8 +1,10 @@
 """What generation can be asked for, and the processors that follow from it."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,8 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..config import BertConfig
+from ..files import HUB_OPTIONS, Location, read_json
 from . import processors as p, sampling
-from .processors import Processor
+from .processors import ById, Processor
+
+OPTIONS_FILE = "generation_config.json"
+logger = logging.getLogger("eqxbert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,8 @@ class GenerationOptions:
 
     - `eos_token_id`, `pad_token_id`: the tokens that end a sequence, and what follows them; those
         of the model's configuration if None.
+    - `decoder_start_token_id`: the token that an encoder-decoder's output begins with; that of the
+        model's configuration if None.
     - `num_beams`: the number of beams; 1 for none.
     - `num_return_sequences`: how many sequences are returned for each prompt: the best beams, or
         independent samples.
@@ -32,17 +40,21 @@ class GenerationOptions:
         `eqxbert.generation.sampling`.
     - `repetition_penalty`: above 1, tokens that have occurred become less likely.
     - `no_repeat_ngram_size`: no sequence of so many tokens occurs twice; 0 for no such rule.
-    - `min_length`, `min_new_tokens`: there is no end before; with the prompt, or without.
-    - `suppress_tokens`, `bad_words`: tokens, and sequences of tokens, that do not occur.
+    - `min_length`, `min_new_tokens`: there is no end before; with the prompt, or without. Padding
+        does not count, since each row is continued as if it were alone. (In transformers, that on
+        the left counts for `min_length`.)
+    - `suppress_tokens`, `bad_words`: tokens, and sequences of tokens, that do not occur. As in
+        transformers, an end that is a bad word by itself is not heeded: it can be suppressed.
     - `forced_bos_token_id`: the token after the very first one.
     - `forced_eos_token_id`: the last token, where the limit is reached, or several to choose from.
     - `processors`: functions `(ids, logits, step) -> logits` of your own; see
-        `eqxbert.generation.processors`. Functions are told apart by identity: pass the same ones
-        again, or the program is compiled again.
+        `eqxbert.generation.processors`. They are told apart by identity: pass the same ones again,
+        or the program is compiled again.
     """
 
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
     length_penalty: float | int = 1.0
@@ -75,9 +87,10 @@ class GenerationOptions:
         settled["suppress_tokens"] = _integers("suppress_tokens", self.suppress_tokens)
         words = _sequence("bad_words", self.bad_words)
         settled["bad_words"] = tuple(_integers("bad_words", word) for word in words)
-        settled["processors"] = _sequence("processors", self.processors)
-        if not all(map(callable, settled["processors"])):
+        processors = _sequence("processors", self.processors)
+        if not all(map(callable, processors)):
             raise ValueError(f"processors must be functions, got {self.processors!r}.")
+        settled["processors"] = tuple(map(ById.of, processors))
         if not isinstance(self.do_sample, bool):
             raise ValueError(f"do_sample must be True or False, got {self.do_sample!r}.")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
@@ -86,6 +99,44 @@ class GenerationOptions:
             )
         for name, value in settled.items():
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | PathLike[str], **options: Any
+    ) -> "GenerationOptions":
+        """The options in a checkpoint's `generation_config.json`, by which transformers generates
+        unless it is told otherwise: `generate(model, ids, max_new_tokens=64, **vars(options))`.
+
+        What the file does not say is as it is here by default. (In transformers, `top_k` is 50
+        then.) What no field stands for, such as `max_length`, is left out, and named in the log.
+
+        **Arguments:**
+
+        - `path_or_id`: a local folder, or the name of a repository on the Hugging Face hub.
+        - `options`: how to reach it (`revision`, `token`, `subfolder`, `cache_dir`,
+            `local_files_only`), and fields to change (`num_beams=1`).
+
+        **Raises:** `FileNotFoundError` and `ConnectionError` if there is none; `ValueError` if it
+        is damaged, or an option cannot have its value.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        changes = {name: options.pop(name) for name in fields & options.keys()}
+        if unknown := options.keys() - HUB_OPTIONS:
+            raise TypeError(
+                f"{', '.join(sorted(unknown))}: neither a field of GenerationOptions nor one of "
+                f"{', '.join(HUB_OPTIONS)}."
+            )
+        location = Location.of(path_or_id, **options)
+        path = location.require(OPTIONS_FILE, "so there are no options but those of its config")
+        values = {k: v for k, v in read_json(location, OPTIONS_FILE).items() if v is not None}
+        if "bad_words_ids" in values:
+            values["bad_words"] = values.pop("bad_words_ids")
+        if left_out := sorted(values.keys() - fields):
+            logger.info("%s: without %s", path, ", ".join(left_out))
+        try:
+            return cls(**{name: values[name] for name in fields & values.keys()} | changes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def settled(self, config: BertConfig) -> "GenerationOptions":
         """With the end and the padding of the model's configuration, where they are not given.
@@ -102,7 +153,9 @@ class GenerationOptions:
             settled = dataclasses.replace(settled, pad_token_id=first)
         settled._check_counts()
         settled._check_sampling()
+        settled._check_idle()
         settled._check_tokens(config.vocab_size)
+        settled._check_choice(config.vocab_size)
         return settled
 
     @property
@@ -127,6 +180,7 @@ class GenerationOptions:
         tokens = {
             "eos_token_id": self.ends,
             "pad_token_id": (self.padding,),
+            "decoder_start_token_id": (self.decoder_start_token_id,),
             "suppress_tokens": self.suppress_tokens,
             "bad_words": tuple(token for word in self.bad_words for token in word),
             "forced_bos_token_id": (self.forced_bos_token_id,),
@@ -141,6 +195,28 @@ class GenerationOptions:
                     )
         if not all(self.bad_words):
             raise ValueError("bad_words contains an empty word; expected lists of token ids.")
+
+    def _check_choice(self, vocab_size: int) -> None:
+        """Something must be left to choose from, as far as that depends on nothing else."""
+        forbidden = {*self.suppress_tokens}
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = getattr(self, name)
+            forced = {forced} if isinstance(forced, int) else {*(forced or ())}
+            if forced and forced <= forbidden:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which suppress_tokens forbids. Take it out "
+                    "of either."
+                )
+        forbidden |= {word[0] for word in self._forbidden_words if len(word) == 1}
+        names = "suppress_tokens and bad_words"
+        if self.min_new_tokens:
+            forbidden |= {*self.ends}
+            names = f"{names}, and min_new_tokens at first,"
+        if len(forbidden) == vocab_size:
+            raise ValueError(
+                f"{names} forbid all of the {vocab_size} tokens. At least one must be left to "
+                "choose."
+            )
 
     def _check_counts(self) -> None:
         for name in ("num_beams", "num_return_sequences"):
@@ -177,18 +253,30 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, or None, got {value}.")
-        sampling_options = {
+
+    def _check_idle(self) -> None:
+        of_sampling = {
             "temperature": self.temperature != 1,
             "top_k": self.top_k is not None,
             "top_p": self.top_p is not None,
             "min_p": self.min_p is not None,
             "typical_p": self.typical_p is not None,
         }
-        idle = [name for name, is_set in sampling_options.items() if is_set]
+        idle = [name for name, is_set in of_sampling.items() if is_set]
         if idle and not self.do_sample:
             raise ValueError(
                 f"{', '.join(idle)} only matters for sampling, but do_sample is False. Set "
                 "do_sample=True and pass a key."
+            )
+        of_beams = {
+            "length_penalty": self.length_penalty != 1,
+            "early_stopping": self.early_stopping is not False,
+        }
+        idle = [name for name, is_set in of_beams.items() if is_set]
+        if idle and self.num_beams == 1:
+            raise ValueError(
+                f"{', '.join(idle)} only matters for beams, but num_beams is 1. Set num_beams to 2 "
+                "or more."
             )
 
     def process(
@@ -216,8 +304,8 @@ class GenerationOptions:
             every.append(p.repetition_penalty(self.repetition_penalty))
         if self.no_repeat_ngram_size:
             every.append(p.no_repeat_ngram(self.no_repeat_ngram_size))
-        if self.bad_words:
-            every.append(p.forbid_words(self.bad_words))
+        if self._forbidden_words:
+            every.append(p.forbid_words(self._forbidden_words))
         if self.min_length and self.ends:
             every.append(p.minimum_length(self.min_length, self.ends))
         if self.min_new_tokens and self.ends:
@@ -229,6 +317,12 @@ class GenerationOptions:
         if self.suppress_tokens:
             every.append(p.suppress(self.suppress_tokens))
         return [*every, *self.processors]
+
+    @property
+    def _forbidden_words(self) -> tuple[Sequence[int], ...]:
+        """The bad words that are heeded."""
+        ends = [(end,) for end in self.ends]
+        return tuple(word for word in self.bad_words if word not in ends)
 
     def _narrow(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
         # Beams need something to go on with where all others end.
@@ -256,7 +350,12 @@ _COUNTS = (
     "min_length",
     "min_new_tokens",
 )
-_OPTIONAL_INTEGERS = ("top_k", "pad_token_id", "forced_bos_token_id")
+_OPTIONAL_INTEGERS = (
+    "top_k",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+)
 _NUMBERS = ("length_penalty", "temperature", "repetition_penalty")
 _OPTIONAL_NUMBERS = ("top_p", "min_p", "typical_p")
 

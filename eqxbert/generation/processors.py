@@ -12,6 +12,7 @@ program, so it must be made of JAX's functions.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -21,6 +22,36 @@ Ids = Int[Array, "batch slots"]
 Logits = Float[Array, "batch vocab"]
 Step = Int[Array, ""]
 Processor = Callable[[Ids, Logits, Step], Logits]
+
+
+class ById:
+    """A processor that equals none but itself, whatever its class makes of equality. Programs are
+    found by the options they were compiled for, and some classes, such as Equinox's modules, would
+    compare arrays then.
+    """
+
+    def __init__(self, process: Processor):
+        self.process = process
+        # A method is made anew whenever it is asked for; its object and its function are not.
+        owner = getattr(process, "__self__", None)
+        self._identity = id(owner), id(getattr(process, "__func__", process))
+
+    @classmethod
+    def of(cls, process: Processor) -> "ById":
+        """The processor so wrapped, if it is not yet."""
+        return process if isinstance(process, cls) else cls(process)
+
+    def __call__(self, ids: Ids, logits: Logits, step: Step) -> Any:
+        return self.process(ids, logits, step)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ById) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return repr(self.process)
 
 
 def repetition_penalty(penalty: float | int) -> Processor:

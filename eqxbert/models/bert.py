@@ -22,6 +22,7 @@ from ..config import BertConfig
 from ..nn import Embedding, KVCache, Linear, Size, key_mask, pair_mask, split_key
 from ..outputs import BertModelOutput, DecoderCache
 from .cache import (
+    BatchShape,
     advance,
     attended_slots,
     check_room,
@@ -151,7 +152,9 @@ class BertModel(OneBertModel):
 
         words = self._embed_words(input_ids, inputs_embeds)
         batch_seq = words.shape[:-1]
-        self._check_length(batch_seq[-1])
+        # Tokens side by side share their positions, and those are checked when they are counted.
+        is_by_slot = cache is not None and getattr(attention_mask, "ndim", 0) > len(batch_seq)
+        self._check_length(batch_seq[-1], are_side_by_side=is_by_slot)
         if token_type_ids is not None:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
             check_shape("token_type_ids", token_type_ids, batch_seq)
@@ -223,7 +226,7 @@ class BertModel(OneBertModel):
             cross_attentions=encoded.cross_attentions,
         )
 
-    def init_cache(self, batch: int | tuple[int, ...], max_length: int) -> DecoderCache:
+    def init_cache(self, batch: BatchShape, max_length: int | np.integer) -> DecoderCache:
         """An empty cache for decoding: `model(ids, cache=cache)` returns it, filled, as
         `out.cache`.
 
@@ -235,14 +238,15 @@ class BertModel(OneBertModel):
         **Raises:** `ValueError` if the model is no decoder, or a size is not positive.
         """
         self._check_is_decoder("a cache")
-        batch = tuple(batch) if isinstance(batch, Sequence) else (batch,)
-        for size in (*batch, max_length):
+        sizes = tuple(batch) if isinstance(batch, Sequence) else (batch,)
+        for size in (*sizes, max_length):
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(
                     "Sizes of a cache must be positive integers, got batch "
-                    f"{batch}, max_length {max_length!r}."
+                    f"{sizes}, max_length {max_length!r}."
                 )
-        return empty_cache(self.config, batch, max_length, self.embeddings.dtype)
+        shape = tuple(map(int, sizes))
+        return empty_cache(self.config, shape, int(max_length), self.embeddings.dtype)
 
     def _check_is_decoder(self, what: str) -> None:
         if not self.config.is_decoder:
@@ -275,6 +279,11 @@ class BertModel(OneBertModel):
                     f"The cache is of a model with {kept.keys.shape[-3]} heads of size "
                     f"{kept.keys.shape[-1]} in a layer in which this one has {sizes[0]} of "
                     f"{sizes[1]}."
+                )
+            if kept.keys.dtype != self.embeddings.dtype:
+                raise ValueError(
+                    f"The cache is of a model in {kept.keys.dtype}, this one is in "
+                    f"{self.embeddings.dtype}. Make one with this model's init_cache."
                 )
         check_room(cache, batch_seq)
 
@@ -355,9 +364,9 @@ class BertModel(OneBertModel):
                 f"positions for {limit} (max_position_embeddings)."
             )
 
-    def _check_length(self, seq: Size) -> None:
+    def _check_length(self, seq: Size, *, are_side_by_side: bool) -> None:
         limit = self.config.max_position_embeddings
-        if seq > limit:
+        if seq > limit and not are_side_by_side:
             raise ValueError(
                 f"The sequence has {seq} tokens, but this model has positions for {limit} "
                 "(max_position_embeddings). Truncate it or split it into windows."

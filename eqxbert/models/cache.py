@@ -1,14 +1,20 @@
 """The cache of a decoder: made, and continued with new tokens."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from ..config import BertConfig
 from ..nn import KVCache, align_trailing, write_slots
 from ..outputs import DecoderCache
 from .encoder import CachePlace
+
+BatchShape = int | np.integer | Sequence[int | np.integer]
+"""The shape of the leading axes; the size of the only one, if it is a number."""
 
 
 def empty_cache(

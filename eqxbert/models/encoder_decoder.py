@@ -159,8 +159,10 @@ class EncoderDecoderModel(PretrainedModel):
         - `decoder_input_ids`, and the others with that prefix: of the decoder. If there are none,
             the decoder's tokens are the labels, moved one to the right, after
             `decoder_start_token_id`, and those of padding are masked.
-        - `encoder_outputs`: what `encode` returned, in place of the encoder's input.
-        - `cache`: the decoder's; once it has seen the encoder's output, that is not needed again.
+        - `encoder_outputs`: what `encode` returned, in place of the encoder's input; with its
+            `attention_mask`.
+        - `cache`: the decoder's; once it has seen the encoder's output, nothing of the encoder's is
+            to be given again.
         - `labels`: the word that each of the decoder's tokens is to predict, -100 where there is
             none.
         - `output_hidden_states`, `output_attentions`: what else is returned.
@@ -172,11 +174,32 @@ class EncoderDecoderModel(PretrainedModel):
         """
         encoder_key, decoder_key = split_key(key, 2)
         has_read = cache is not None and cache.cross is not None
-        if has_read and (input_ids is not None or encoder_outputs is not None):
+        of_encoder = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "encoder_outputs": encoder_outputs,
+        }
+        given = [name for name, value in of_encoder.items() if value is not None]
+        if has_read and given:
             raise ValueError(
-                "The cache holds what the encoder read; input_ids or encoder_outputs cannot be "
-                "given with it. Begin with a new cache for another input."
+                f"The cache holds what the encoder read; {', '.join(given)} cannot be given with "
+                "it. Begin with a new cache for another input."
             )
+        if encoder_outputs is not None:
+            if not isinstance(encoder_outputs, BertModelOutput):
+                raise ValueError(
+                    "encoder_outputs must be a BertModelOutput, which encode returns, got "
+                    f"{type(encoder_outputs).__name__}. For states of another origin: "
+                    "BertModelOutput(last_hidden_state=states)."
+                )
+            needless = [name for name in given if name not in ("attention_mask", "encoder_outputs")]
+            if needless:
+                raise ValueError(
+                    f"encoder_outputs is what the encoder read, so {', '.join(needless)} cannot be "
+                    "given with it. Leave out the one or the other."
+                )
         if encoder_outputs is None and not has_read:
             encoder_outputs = self.encode(
                 input_ids,

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -217,7 +218,7 @@ def test_when_a_search_ends(early_stopping, steps):
 def test_one_beam_is_greedy_search(pairs):
     model, _, prompts = pairs["random"]
     options = {"max_new_tokens": NEW, "eos_token_id": EOS}
-    one = generate(model, prompts, num_beams=1, length_penalty=2.0, early_stopping=True, **options)
+    one = generate(model, prompts, num_beams=1, **options)
     assert our_tokens(one, PROMPT) == our_tokens(generate(model, prompts, **options), PROMPT)
 
 
@@ -294,3 +295,75 @@ def test_more_ends_than_there_are_tokens_to_go_on_with():
         )
         assert out.sequences.shape[0] == 2
         assert np.all(out.lengths >= 1)
+
+
+def test_more_beams_than_positions():
+    """All beams of a row are read side by side, but each for itself."""
+    reference = reference_decoder(5, likely=20, num_hidden_layers=1)  # it has 17 positions
+    prompts = random_prompts(3, PROMPT)
+    assert_same_beams((same_decoder(reference), reference), prompts, num_beams=18)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0, -1.0])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_fewer_sequences_than_beams(early_stopping, length_penalty):
+    """There are two: the end, and 2 before it. The first token may be 3 as well, but nothing may
+    follow it.
+    """
+
+    def forbid(ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        is_possible = jnp.asarray([False, True, True, True])[None, :] & (step == 0)
+        is_possible |= jnp.asarray([False, True, False, False])[None, :] & (step == 1)
+        after_3 = jnp.any(ids == 3, axis=-1)[:, None]
+        return jnp.where(is_possible & ~after_3, logits, -jnp.inf)
+
+    model = Markov.random(4)
+    out = generate(
+        model,
+        np.array([[0], [2]], np.int32),
+        max_new_tokens=7,
+        eos_token_id=EOS,
+        num_beams=5,
+        num_return_sequences=4,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        processors=[forbid],
+    )
+    for row, prompt in enumerate((0, 2)):
+        first = model.log_probabilities(prompt)
+        totals = {
+            (EOS,): first[EOS],
+            (2, EOS): (first[2] + model.log_probabilities(2)[EOS]) / 2**length_penalty,
+        }
+        best = sorted(totals, key=lambda tokens: -totals[tokens])
+        assert out.lengths[row].tolist() == [*map(len, best), 0, 0]
+        assert [tuple(tokens) for tokens in our_tokens(out, 1)[4 * row :][:2]] == best
+        expected = [totals[tokens] for tokens in best]
+        assert max_difference(out.scores[row, :2], expected) < FLOAT32
+        assert np.all(np.isneginf(out.scores[row, 2:]))
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("forbidden", [-jnp.inf, -1e9])
+def test_beams_without_a_token_to_go_on_with(do_sample, forbidden, key):
+    seen = []
+
+    def forbid(ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda step: seen.append(int(step)), step, ordered=True)
+        return jnp.full_like(logits, forbidden)
+
+    out = generate(
+        Markov.random(6),
+        np.array([3], np.int32),
+        max_new_tokens=50,
+        num_beams=2,
+        num_return_sequences=2,
+        do_sample=do_sample,
+        key=key if do_sample else None,
+        processors=[forbid],
+    )
+    jax.effects_barrier()
+    assert seen == [0]
+    assert out.sequences.tolist() == [[3], [3]]
+    assert out.lengths.tolist() == [0, 0]
+    assert np.all(np.isneginf(out.scores))

@@ -11,6 +11,7 @@ from generation.references import (
     START,
     count_compilations,
     our_tokens,
+    padded,
     reference_encoder_decoder,
     same_encoder_decoder,
     their_tokens,
@@ -60,6 +61,56 @@ def test_forced_first_and_last_tokens():
     out = generate(same_encoder_decoder(reference), IDS, MASK, **options)
     assert our_tokens(out, 1) == expected
     assert {(row[0], row[-1]) for row in expected} == {(7, EOS)}
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_row_alone_and_in_a_batch(encoder, options):
+    """It is generated without its axis, so not by the same program as several."""
+    model = same_encoder_decoder(reference_encoder_decoder(encoder, seed=5))
+    options = options | {"max_new_tokens": 6, "eos_token_id": 3}
+    together = generate(model, IDS, MASK, **options)
+    for row in (0, 1, 2, slice(2, 3)):
+        alone = generate(model, IDS[row], MASK[row], **options)
+        of_row = jax.tree.map(lambda x, row=row: x[row], together)
+        assert our_tokens(alone, 1) == our_tokens(of_row, 1)
+        assert max_difference(alone.scores, of_row.scores) < FLOAT32
+
+
+def test_the_encoders_positions_count_padding_before():
+    """As in transformers; so only at the end it makes no difference."""
+    reference = reference_encoder_decoder(seed=5)
+    model = same_encoder_decoder(reference)
+    rows = [[5, 6, 7, 8], [9], [20, 17, 2]]
+    alone = [
+        np.asarray(model.encode(np.array(row, np.int32)).last_hidden_state)[-1] for row in rows
+    ]
+    options = {"max_new_tokens": 6, "eos_token_id": 3}
+    scores = {}
+    for side in ("left", "right"):
+        ids, mask = padded(rows, side)
+        states = np.asarray(model.encode(ids, mask).last_hidden_state)
+        last = states[np.arange(3), -1 if side == "left" else mask.sum(-1) - 1]
+        is_same = [max_difference(*pair) < FLOAT32 for pair in zip(last, alone, strict=True)]
+        assert is_same == ([True, False, False] if side == "left" else [True] * 3)
+        out = generate(model, ids, mask, **options)
+        assert our_tokens(out, 1) == their_tokens(reference, ids, mask, **options)[0]
+        scores[side] = np.asarray(out.scores)
+    each = [generate(model, np.array(row, np.int32), **options).scores for row in rows]
+    assert max_difference(scores["right"], each) < FLOAT32
+    assert max_difference(scores["left"], each) > FLOAT32
+
+
+def test_another_token_to_start_with():
+    reference = reference_encoder_decoder(seed=5)
+    model = same_encoder_decoder(reference)
+    options = {"max_new_tokens": 6, "eos_token_id": 3, "decoder_start_token_id": 9}
+    out = generate(model, IDS, MASK, **options)
+    assert our_tokens(out, 1) == their_tokens(reference, IDS, MASK, **options)[0]
+    assert np.all(out.sequences[:, 0] == 9)
+    without = model.with_config(model.config.replace(decoder_start_token_id=None))
+    assert without.config.decoder_start_token_id is None
+    assert np.array_equal(generate(without, IDS, MASK, **options).sequences, out.sequences)
 
 
 class Counted(EncoderDecoderModel):

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,9 @@ from generation.references import (
 from helpers import max_difference, tiny_config
 from tolerances import FLOAT32
 
-from eqxbert import BertForCausalLM, generate
+from eqxbert import BertForCausalLM, generate, stream
 from eqxbert.generation.options import GenerationOptions
+from eqxbert.generation.request import make_request
 
 # Random models, in each of which some token is likely to come up sooner or later.
 SEEDS = {5: 3, 1: 11}
@@ -219,6 +221,30 @@ def test_a_decoder_that_attends_to_an_encoder():
         assert our_tokens(out, 4) == expected
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_a_single_row_that_attends_to_an_encoder(options):
+    """It is generated without its axis, so not by the same program as several."""
+    model, _ = random_pair(add_cross_attention=True)
+    prompts, rng = random_prompts(4, 4), np.random.default_rng(0)
+    states = rng.normal(size=(4, 5, 12)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
+    options = options | {"max_new_tokens": 10, "eos_token_id": EOS}
+    together = generate(
+        model, prompts, encoder_hidden_states=states, encoder_attention_mask=mask, **options
+    )
+    for row in (slice(1, 2), 1):
+        alone = generate(
+            model,
+            prompts[row],
+            encoder_hidden_states=states[row],
+            encoder_attention_mask=mask[row],
+            **options,
+        )
+        of_row = jax.tree.map(lambda x, row=row: x[row], together)
+        assert our_tokens(alone, 4) == our_tokens(of_row, 4)
+        assert max_difference(alone.scores, of_row.scores) < FLOAT32
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_dtypes(dtype):
     reference = reference_decoder(5, num_hidden_layers=1)
@@ -279,17 +305,53 @@ def test_one_program_for_a_bucket_of_prompts():
     for length in (1, 5, 7):
         assert compilations((6, length), max_new_tokens=None, max_length=20) == 0
 
+    # It counts the padding, hence there is another program for prompts of so much of it; without
+    # it, padding makes no difference.
+    mask = np.arange(16)[None, :] < np.array([1, 2, 3, 4, 5, 6])[:, None]
+    for width, new in ((9, 1), (12, 0), (16, 0)):
+        of_width = {"attention_mask": mask[:, :width]}
+        assert compilations((6, width), max_new_tokens=None, max_length=20, **of_width) == new
+        assert compilations((6, width), **of_width) == 0
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
-def test_another_prompt_compiles_nothing_at_all(options):
-    model = Markov.random(9)
-    for number, seq in enumerate((4, 6, 1, 8)):
-        key = jax.random.key(number) if options.get("do_sample") else None
-        prompts = random_prompts(7, seq, number) % 9
-        names = compiled_programs(
-            lambda p=prompts, k=key: generate(model, p, max_new_tokens=5, key=k, **options)
-        )
-        assert bool(names) == (number == 0), names
+
+def whole(*arguments: Any, **options: Any) -> None:
+    generate(*arguments, **options)
+
+
+def streamed(*arguments: Any, **options: Any) -> None:
+    for _ in stream(*arguments, **options):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("rows", "call", "options"),
+    [
+        (14, whole, {}),
+        (13, whole, {"num_beams": 2}),
+        (12, whole, {"do_sample": True}),
+        (11, streamed, {}),
+    ],
+)
+@pytest.mark.parametrize("attends", [False, True])
+def test_another_prompt_compiles_nothing_at_all(rows, call, options, attends):
+    """Nor do masks, of whatever kind they are. (Each time with another number of rows, for which
+    nothing has been compiled yet.)
+    """
+    rows += 10 * attends
+    model, rng = Markov.random(9), np.random.default_rng(0)
+    kinds = (np.bool, np.bool, np.int32, np.int64, jnp.bool, jnp.int32)
+    for number, (seq, kind) in enumerate(zip((4, 6, 1, 8, 7, 5), kinds, strict=True)):
+        convert = jnp.asarray if kind in (jnp.bool, jnp.int32) else np.asarray
+        ids, mask = random_prompts(rows, seq, number) % 9, rng.integers(0, 2, (rows, seq))
+        mask[:, 0] = mask[0] = 1
+        given = options | {"attention_mask": convert(mask, kind)}
+        if options.get("do_sample"):
+            given["key"] = jax.random.key(number)
+        if attends:
+            given["encoder_hidden_states"] = rng.normal(size=(rows, 3, 5)).astype(np.float32)
+            given["encoder_attention_mask"] = convert(rng.integers(0, 2, (rows, 3)), kind)
+        names = compiled_programs(lambda p=ids, g=given: call(model, p, max_new_tokens=5, **g))
+        assert bool(names) == (number == 0), (kind, names)
 
 
 @pytest.mark.usefixtures("optimised")
@@ -310,7 +372,7 @@ def test_there_is_one_cache_and_no_second_copy_of_it(rows, beams):
     def compiled(new_tokens: int) -> Any:
         prompts = random_prompts(rows, 4)
         options = GenerationOptions(num_beams=beams)
-        request, *_ = generate_module._request(
+        request, *_ = make_request(
             model, prompts, None, new_tokens, None, None, None, None, options
         )
         return generate_module._run.lower(model, request).compile().compiled
@@ -345,6 +407,53 @@ def test_processors_are_told_apart_by_identity():
         prompts = random_prompts(2, 3, seed) % 9
         generate(model, prompts, max_new_tokens=5, processors=[processor])
     assert traces == [(2, 13), (2, 13)]  # for the first token, and for the others
+
+
+class Shift(eqx.Module):
+    """A processor that is a module, of which there can be several with other arrays."""
+
+    amount: jax.Array
+
+    def __call__(self, ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        return logits + self.amount[None]
+
+    def back(self, ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        return logits - self.amount[None]
+
+
+def test_modules_as_processors():
+    """They are not compared by their arrays; and their methods are told apart by what they are of,
+    though they are made anew whenever they are asked for.
+    """
+    model, prompts = Markov.random(9), random_prompts(2, 3) % 9
+    shifts = [Shift(jnp.zeros(9).at[token].set(amount)) for token, amount in ((4, 99), (6, 99))]
+
+    def tokens(processor: Any) -> set[int]:
+        out = generate(model, prompts, max_new_tokens=5, processors=[processor])
+        return set(np.asarray(out.sequences)[:, 3:].flat)
+
+    assert [tokens(shift) for shift in shifts] == [{4}, {6}]
+    away = [tokens(shift.back) for shift in shifts]
+    assert 4 not in away[0]
+    assert 6 not in away[1]
+    for shift, without in zip(shifts, away, strict=True):
+        assert count_compilations(lambda shift=shift: tokens(shift)) == 0
+        assert count_compilations(lambda shift=shift: tokens(shift.back)) == 0
+        assert tokens(shift.back) == without
+    assert GenerationOptions(processors=[shifts[0]]) != GenerationOptions(processors=[shifts[1]])
+
+
+def test_scores_where_all_tokens_are_forbidden():
+    """Minus infinity in these rows alone, and NaN in none."""
+
+    def forbid(ids: jax.Array, logits: jax.Array, step: jax.Array) -> jax.Array:
+        is_first_row = jnp.arange(2)[:, None] == 0
+        return jnp.where(is_first_row & (step == 1), -jnp.inf, logits)
+
+    prompts = np.array([[2], [3]], np.int32)
+    out = generate(Markov.random(9), prompts, max_new_tokens=3, processors=[forbid])
+    assert np.isneginf(out.scores[0])
+    assert np.isfinite(out.scores[1])
 
 
 def test_weights_are_not_compiled_into_a_program():

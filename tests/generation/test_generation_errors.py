@@ -70,6 +70,46 @@ def model() -> BertForCausalLM:
         ({"min_p": 0.5}, "min_p only matters for sampling"),
         ({"typical_p": 0.5}, "typical_p only matters for sampling"),
         ({"repetition_penalty": 0}, "repetition_penalty must be positive, got 0"),
+        # What would have no effect.
+        ({"key": jax.random.key(0)}, "key only matters for sampling, but do_sample is False"),
+        ({"length_penalty": 2.0}, "length_penalty only matters for beams, but num_beams is 1"),
+        (
+            {"length_penalty": 0, "early_stopping": True},
+            "length_penalty, early_stopping only matters for beams",
+        ),
+        ({"early_stopping": "never"}, "early_stopping only matters for beams"),
+        (
+            {"decoder_start_token_id": 3},
+            "only matters for an EncoderDecoderModel, got a BertForCausalLM",
+        ),
+        # What there is no room for.
+        ({"min_new_tokens": 4}, "min_new_tokens is 4, but max_new_tokens is 3, .* no more than 3"),
+        (
+            {"min_new_tokens": 4, "max_length": 7, "max_new_tokens": None},
+            "min_new_tokens is 4, but max_length is 7, .* no more than 3",
+        ),
+        (
+            {"min_length": 8, "max_length": 7, "max_new_tokens": None},
+            "min_length is 8, but max_length is 7",
+        ),
+        # Nothing left to choose from.
+        ({"suppress_tokens": range(33)}, "bad_words forbid all of the 33 tokens. At least one"),
+        (
+            {"suppress_tokens": range(9), "bad_words": [[token] for token in range(9, 33)]},
+            "suppress_tokens and bad_words forbid all of the 33 tokens",
+        ),
+        (
+            {"suppress_tokens": range(32), "eos_token_id": 32, "min_new_tokens": 1},
+            "and min_new_tokens at first, forbid all",
+        ),
+        (
+            {"suppress_tokens": [3], "forced_bos_token_id": 3},
+            "forced_bos_token_id is 3, which suppress_tokens forbids",
+        ),
+        (
+            {"suppress_tokens": [3, 5, 7], "forced_eos_token_id": [5, 3]},
+            r"forced_eos_token_id is \(5, 3\), which suppress_tokens forbids",
+        ),
     ],
 )
 def test_wrong_options(model, arguments, message):
@@ -89,12 +129,30 @@ def test_wrong_options(model, arguments, message):
         ({"typical_p": -0.5}, "typical_p must be above 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, r"sequences \(3\) exceeds num_beams \(2\)"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, r"key has shape \(3,\), .* \(2,\)"),
+        ({"key": jax.random.split(jax.random.key(0), (1, 2))}, r"key has shape \(1, 2\), .* \(2,"),
     ],
 )
 def test_wrong_options_of_sampling(model, arguments, message):
     arguments = {"key": jax.random.key(0), "do_sample": True, "max_new_tokens": 3} | arguments
     with pytest.raises(ValueError, match=message):
         generate(model, IDS, **arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_new_tokens": 3},
+        {"min_length": 7, "max_length": 7, "max_new_tokens": None},
+        {"suppress_tokens": range(32)},
+        {"suppress_tokens": range(32), "bad_words": [[32]], "eos_token_id": 32},
+        {"suppress_tokens": [3], "forced_eos_token_id": [5, 3]},
+        {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+    ],
+)
+def test_what_is_barely_possible(options):
+    prompts = np.ones((2, 4), np.int32)
+    out = generate(Markov.random(33), prompts, **{"max_new_tokens": 3} | options)
+    assert np.all(np.isfinite(out.scores))
 
 
 def test_options_at_the_end_of_their_ranges(key):
@@ -104,6 +162,19 @@ def test_options_at_the_end_of_their_ranges(key):
     drawn = generate(model, prompts, max_new_tokens=4, do_sample=True, key=key, **options)
     likeliest = generate(model, prompts, max_new_tokens=4)
     assert np.array_equal(drawn.sequences, likeliest.sequences)
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "message"),
+    [
+        ((), (1,), r"key has shape \(1,\), expected \(\)\."),
+        ((2, 3), (6,), r"key has shape \(6,\), expected \(\) or one for each row, \(2, 3\)"),
+    ],
+)
+def test_keys_of_another_batch(model, batch, keys, message):
+    prompts, key = np.ones((*batch, 4), np.int32), jax.random.split(jax.random.key(0), keys)
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, max_new_tokens=3, do_sample=True, key=key)
 
 
 def with_hole(*rows: int) -> np.ndarray:
@@ -203,6 +274,7 @@ def translator() -> eqxbert.EncoderDecoderModel:
         (IDS, {"max_new_tokens": 17}, "prompt of 1 tokens and 17 new ones .* 17 positions"),
         (IDS, {"max_new_tokens": None, "max_length": 1}, "max_length is 1"),
         (IDS, {"eos_token_id": 33}, "eos_token_id contains 33"),
+        (IDS, {"decoder_start_token_id": 33}, "decoder_start_token_id contains 33"),
     ],
 )
 def test_encoder_decoders(translator, ids, arguments, message):
@@ -224,6 +296,13 @@ def test_models_that_are_no_decoders(kind, key):
         generate(wrong, IDS, max_new_tokens=3)
 
 
+@pytest.mark.parametrize("kind", [BertForCausalLM, eqxbert.EncoderDecoderModel, BertModel])
+def test_a_class_in_place_of_a_model(kind):
+    message = rf"model is the class {kind.__name__}, expected .*{kind.__name__}.from_pretrained"
+    with pytest.raises(ValueError, match=message):
+        generate(kind, IDS, max_new_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -232,7 +311,11 @@ def test_models_that_are_no_decoders(kind, key):
             for name in ("num_beams", "min_length")
             for value in ("4", 2.5, True, None)
         ),
-        *((name, value) for name in ("top_k", "pad_token_id") for value in ("4", 2.5, True)),
+        *(
+            (name, value)
+            for name in ("top_k", "pad_token_id", "decoder_start_token_id")
+            for value in ("4", 2.5, True)
+        ),
         *(("temperature", value) for value in ("1", float("nan"), float("inf"), True, None)),
         *(("length_penalty", value) for value in ("1", float("nan"), None)),
         *(("top_p", value) for value in ("0.5", float("nan"), jnp.array(0.5))),
@@ -258,7 +341,7 @@ def test_models_that_are_no_decoders(kind, key):
 )
 def test_wrong_types_are_told_by_name(name, value):
     """(Where types are checked anyway, by that.)"""
-    options = {"max_new_tokens": 2, "key": jax.random.key(0), name: value}
+    options = {"max_new_tokens": 2, name: value}
     with pytest.raises((ValueError, TypeError), match=name):
         generate(Markov.random(9), np.ones((2, 3), np.int32), **options)
 

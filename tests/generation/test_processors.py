@@ -135,6 +135,7 @@ COMBINATIONS = [
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_length": 8},
     {"no_repeat_ngram_size": 3, "suppress_tokens": [16, 13], "forced_eos_token_id": EOS},
     {"min_new_tokens": 6, "bad_words": [[16, 13], [20], [14, 16, 23]]},
+    {"bad_words": [[EOS], [16, 13]]},
     {"forced_bos_token_id": 9, "repetition_penalty": 0.7, "num_beams": 3},
     {
         "min_length": 7,
@@ -195,7 +196,9 @@ def test_generation_heeds_each_option():
     assert tokens([2], forced_bos_token_id=5) == [5, 2, 3, 4, 2, 3]
     assert tokens([2, 3], forced_bos_token_id=5) == [4, 2, 3, 4, 2, 3]
     assert tokens([2], suppress_tokens=[4]) == [3, EOS]
-    assert tokens([2], bad_words=[[3, 4], [EOS]]) == [3, 5, 2, 3, 5, 2]
+    assert tokens([2], bad_words=[[3, 4], [EOS]]) == [3, EOS]
+    assert tokens([2], bad_words=[[3, 4]], suppress_tokens=[EOS]) == [3, 5, 2, 3, 5, 2]
+    assert tokens([2], bad_words=[[3, 4], [EOS]], min_length=4) == [3, 5, 2, 3, EOS]
     assert tokens([2], suppress_tokens=[4], min_length=3) == [3, 5, 2, 3, EOS]
     assert tokens([2], suppress_tokens=[4], min_new_tokens=2) == [3, 5, 2, 3, EOS]
     assert tokens([2], no_repeat_ngram_size=3) == [3, 4, 2, 3, EOS]

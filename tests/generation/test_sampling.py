@@ -16,6 +16,7 @@ from generation.references import (
     EOS,
     Markov,
     our_tokens,
+    padded,
     random_prompts,
     reference_decoder,
     same_decoder,
@@ -246,9 +247,32 @@ def test_a_row_depends_on_its_own_key_alone():
     order = np.array([4, 2, 0, 1, 5, 3])
     moved = generate(model, prompts[order], key=keys[order], **SAMPLING)
     assert np.array_equal(moved.sequences, out.sequences[order])
-    alone = generate(model, prompts[4:5], key=keys[4:5], **SAMPLING)
-    assert our_tokens(alone, 3) == our_tokens(out, 3)[4:5]
-    assert max_difference(alone.scores, out.scores[4:5]) < FLOAT32
+    for row in (slice(4, 5), 4):
+        alone = generate(model, prompts[row], key=keys[row], **SAMPLING)
+        assert our_tokens(alone, 3) == our_tokens(out, 3)[4:5]
+        assert max_difference(alone.scores, out.scores[row]) < FLOAT32
+    by_two = generate(model, prompts.reshape(2, 3, 3), key=keys.reshape(2, 3), **SAMPLING)
+    assert np.array_equal(by_two.sequences, out.sequences.reshape(2, 3, -1))
+    raw = jax.random.key_data(keys.reshape(2, 3))
+    of_raw = generate(model, prompts.reshape(2, 3, 3), key=raw, **SAMPLING)
+    assert np.array_equal(of_raw.sequences, by_two.sequences)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_return_sequences": 2}], ids=str)
+def test_what_is_drawn_does_not_depend_on_where_the_padding_is(options):
+    model = same_decoder(reference_decoder(5, num_hidden_layers=1))
+    keys = jax.random.split(jax.random.key(0), 4)
+    rows = [[5, 6, 7, 8], [9], [20, 17, 2], [4, 4]]
+    left, right, between = (
+        generate(model, *padded(rows, side), key=keys, **SAMPLING, **options)
+        for side in ("left", "right", "between")
+    )
+    assert our_tokens(left, 4) == our_tokens(right, 4) == our_tokens(between, 6)
+    assert max_difference(left.scores, right.scores) < FLOAT32
+    for row, (ids, key) in enumerate(zip(rows, keys, strict=True)):
+        alone = generate(model, np.array(ids, np.int32), key=key, **SAMPLING, **options)
+        of_row = jax.tree.map(lambda x, row=row: x[row], left)
+        assert our_tokens(alone, len(ids)) == our_tokens(of_row, 4)
 
 
 def test_several_samples_for_each_prompt(key):

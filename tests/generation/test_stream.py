@@ -1,5 +1,7 @@
 """Tokens as they come are those of the whole."""
 
+import math
+import re
 from typing import Any
 
 import equinox as eqx
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generation.conftest import generate_module
 from generation.references import (
     EOS,
     PAD,
@@ -17,8 +20,11 @@ from generation.references import (
     reference_decoder,
     same_decoder,
 )
+from helpers import tiny_config
 
-from eqxbert import generate, stream
+from eqxbert import BertForCausalLM, generate, stream
+from eqxbert.generation import GenerationOptions
+from eqxbert.generation.request import make_request
 
 ROWS = [[5, 6, 7, 8], [9], [20, 17, 2], [4, 4], [30, 2], [12, 31, 6]]
 
@@ -107,6 +113,36 @@ def test_wrong_arguments_are_refused_at_once():
         stream(model, prompts + 3, max_new_tokens=3)
     with pytest.raises(TypeError, match="num_beam"):
         stream(model, prompts, max_new_tokens=3, num_beam=2)
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_writes_into_the_cache_it_is_given(rows):
+    """The program's output is its input's memory; there is no copy of as much as one layer's keys,
+    and no room for one.
+    """
+    config = tiny_config(
+        is_decoder=True, hidden_size=64, num_attention_heads=4, max_position_embeddings=3000
+    )
+    model = BertForCausalLM(config, key=jax.random.key(0))
+    request, *_ = make_request(
+        model,
+        random_prompts(rows, 4),
+        None,
+        2500,
+        None,
+        None,
+        None,
+        None,
+        GenerationOptions(),
+    )
+    state = generate_module._start(model, request)
+    program = generate_module._advance.lower(model, state).compile().compiled
+    memory, keys = program.memory_analysis(), state.cache.layers[0].keys
+    assert memory.alias_size_in_bytes >= 2 * 2 * keys.nbytes  # keys and values of two layers
+    assert memory.temp_size_in_bytes < keys.nbytes
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", program.as_text())
+    assert all(math.prod(map(int, shape.split(","))) < keys.size for shape in copies)
 
 
 class Shift(eqx.Module):

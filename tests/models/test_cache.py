@@ -31,6 +31,9 @@ MASK = np.array(
 ROWS = len(MASK)
 IDS = np.random.default_rng(0).integers(0, TINY["vocab_size"], (ROWS, SEQ), np.int32)
 COUNTED = np.maximum(np.cumsum(MASK, axis=-1) - 1, 0).astype(np.int32)
+# The same rows with their padding at the end.
+ORDER = np.argsort(~MASK, axis=-1, kind="stable")
+COMPACT_IDS, COMPACT_MASK = (np.take_along_axis(x, ORDER, axis=-1) for x in (IDS, MASK))
 ENCODER_MASK = np.random.default_rng(1).random((ROWS, ENCODER_SEQ)) < 0.7
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -38,6 +41,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "cross": {"add_cross_attention": True},
     "relative_key": {"position_embedding_type": "relative_key"},
     "relative_key_query": {"position_embedding_type": "relative_key_query"},
+    "relative_key_query cross": {
+        "position_embedding_type": "relative_key_query",
+        "add_cross_attention": True,
+    },
     "pruned cross": {"add_cross_attention": True},
 }
 
@@ -104,19 +111,17 @@ def assert_same_attentions(ours: CausalLMOutput, whole: CausalLMOutput, toleranc
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_rows_decode_as_they_are_without_padding(kind, dtype):
-    order = np.argsort(~MASK, axis=-1, kind="stable")
-    compact_ids, compact_mask = (np.take_along_axis(x, order, axis=-1) for x in (IDS, MASK))
     tolerance = FLOAT64 if dtype == "float64" else FLOAT32
     with jax.enable_x64(dtype == "float64"):
         model, states = decoder(kind, dtype), encoder_states(kind, dtype)
-        whole = call(model, compact_ids, compact_mask, states)
+        whole = call(model, COMPACT_IDS, COMPACT_MASK, states)
         out = decode(model, IDS, MASK, (3, 1, 1, 1, 1), **states)
         assert out.logits.dtype == dtype
         for ours, expected in (
             (out.logits, whole.logits),
             (out.hidden_states[-1], whole.hidden_states[-1]),
         ):
-            assert max_difference(ours[MASK], np.asarray(expected)[compact_mask]) < tolerance
+            assert max_difference(ours[MASK], np.asarray(expected)[COMPACT_MASK]) < tolerance
         # The first row is the same for both.
         of_first = jax.tree.map(lambda x: x[:1] if x.ndim else x, (out, whole))
         assert_same_attentions(*of_first, tolerance)
@@ -134,6 +139,25 @@ def test_any_chunks_equal_the_whole(dtype):
             assert max_difference(out.logits, whole.logits) < tolerance
             assert max_difference(out.hidden_states[-1], whole.hidden_states[-1]) < tolerance
             assert_same_attentions(out, whole, tolerance)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGURATIONS if "pruned" not in kind])
+def test_any_chunks_of_any_batch_equal_rows_without_padding(kind, batch):
+    """The rows, of several lengths and with padding anywhere, as they are computed at once without
+    it. (Few sizes of chunks, so that few programs are compiled.)
+    """
+    model, states = decoder(kind), encoder_states(kind)
+    whole = call(model, COMPACT_IDS, COMPACT_MASK, states)
+    logits, hidden = (np.asarray(x) for x in (whole.logits, whole.hidden_states[-1]))
+    for chunks in ((3, 1, 1, 1, 1), (3, 3, 1), (1,) * 7, (1, 3, 3)):
+        for rows in np.arange(ROWS).reshape(-1, *batch):
+            of_rows = {name: x[rows] for name, x in states.items()}
+            out = decode(model, IDS[rows], MASK[rows], chunks, **of_rows)
+            is_token, expected = MASK[rows], COMPACT_MASK[rows]
+            assert max_difference(out.logits[is_token], logits[rows][expected]) < FLOAT32
+            ours = out.hidden_states[-1]
+            assert max_difference(ours[is_token], hidden[rows][expected]) < FLOAT32
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])
@@ -274,23 +298,36 @@ def test_gradients_through_a_cache():
         assert max_difference(array, named[path]) < FLOAT32_GRADIENT * scale, name
 
 
-@pytest.mark.parametrize(
-    ("kind", "with_cache"), [("plain", False), ("plain", True), ("relative_key_query", True)]
-)
-def test_no_token_has_a_gradient_from_later_ones(kind, with_cache):
+TOKENS = np.arange(SEQ)
+CAUSAL = TOKENS[:, None] >= TOKENS
+# The last four are of two continuations in turn: none attends to the other's. (Nor to later ones,
+# but for that there is no need of a mask.)
+SIDE_BY_SIDE = (TOKENS < 3) | ((TOKENS[:, None] - TOKENS) % 2 == 0) | ~CAUSAL
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+@pytest.mark.parametrize("mask", [None, SIDE_BY_SIDE], ids=["no mask", "side by side"])
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_tokens_have_gradients_from_those_they_attend_to(kind, mask, with_cache):
+    """And from no others."""
     model = decoder(kind)
+    first = {name: x[0] for name, x in encoder_states(kind).items()}
+    by_slot = None if mask is None else np.pad(mask, ((0, 0), (0, SLOTS - SEQ)))
 
     def logits(embeds: jax.Array) -> jax.Array:
         if not with_cache:
-            return model(inputs_embeds=embeds).logits
-        out = model(inputs_embeds=embeds[:3], cache=model.init_cache((), SLOTS))
-        rest = model(inputs_embeds=embeds[3:], cache=out.cache)
-        return jnp.concatenate([out.logits, rest.logits])
+            return model(inputs_embeds=embeds, attention_mask=mask, **first).logits
+        cache, parts, options = model.init_cache((), SLOTS), [], first
+        for part in (slice(0, 3), slice(3, SEQ)):
+            rows = None if by_slot is None else by_slot[part]
+            out = model(inputs_embeds=embeds[part], attention_mask=rows, cache=cache, **options)
+            cache, options = out.cache, {}
+            parts.append(out.logits)
+        return jnp.concatenate(parts)
 
     embeds = model.bert.embeddings.word.weight[IDS[0]]
     jacobian = np.abs(quick_jit(jax.jacfwd(logits))(embeds)).max(axis=(1, 3))  # (of, from)
-    assert not np.triu(jacobian, k=1).any()
-    assert (jacobian[np.tril_indices(SEQ)] > 0).all()
+    assert np.array_equal(jacobian > 0, CAUSAL if mask is None else CAUSAL & mask)
 
 
 def test_overflow():
@@ -341,6 +378,10 @@ def test_wrong_caches():
     for arguments in ((0, 4), (2, 0), ((2, -1), 4)):
         with pytest.raises(ValueError, match="must be positive"):
             model.init_cache(*arguments)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        of_another = decoder(dtype=dtype).init_cache(2, SLOTS)
+        with pytest.raises(ValueError, match=rf"in {jnp.dtype(dtype)}, this one is in float32"):
+            model(IDS[:2], cache=of_another)
 
 
 @pytest.mark.parametrize("wrong", [lambda cache: cache.layers[0], lambda cache: (1, 2)])
@@ -362,9 +403,19 @@ def test_wrong_sizes(sizes):
         decoder().init_cache(*sizes)
 
 
+def test_sizes_of_numpy():
+    model = decoder().bert
+    for batch in (np.int32(2), (np.int64(2),), [np.int32(2)]):
+        cache = model.init_cache(batch, np.int32(5)).extend(np.int64(2))
+        assert cache.valid.shape == (2, 7)
+
+
 def test_a_cache_cannot_shrink():
     with pytest.raises(ValueError, match="count must not be negative"):
         decoder().init_cache(2, 5).extend(-1)
+    for count in (1.5, True, "2"):
+        with pytest.raises((ValueError, TypeError), match="count"):
+            decoder().init_cache(2, 5).extend(count)
 
 
 def test_an_encoder_has_no_cache(key):
@@ -419,6 +470,30 @@ def test_continuations_side_by_side(kind):
     for which in range(2):
         together = np.stack([x[:, which] for x in logits], axis=1)
         assert max_difference(together, alone(which)) < FLOAT32
+
+
+def test_more_tokens_side_by_side_than_positions():
+    """There are 17 positions; these 20 have the same one, the one after the prompt's. As many of
+    one sequence are too many.
+    """
+    model, count = decoder(), 20
+    cache = call(model, IDS[:, :3], None, {"cache": model.init_cache(ROWS, 3)}).cache.extend(count)
+    new = np.random.default_rng(0).integers(0, TINY["vocab_size"], (ROWS, count), np.int32)
+    own = np.pad(np.eye(count, dtype=bool), ((0, 0), (3, 0)))
+    attended = np.tile(own | (np.arange(3 + count) < 3)[None, :], (ROWS, 1, 1))
+    out = call(model, new, attended, {"cache": cache})
+    assert np.array_equal(out.cache.positions[:, 3:], np.full((ROWS, count), 3))
+    for which in (0, 19):
+        ids = np.concatenate([IDS[:, :3], new[:, which, None]], axis=-1)
+        alone = call(model, ids, None, {}).logits[:, -1]
+        assert max_difference(out.logits[:, which], alone) < FLOAT32
+
+    with pytest.raises(ValueError, match=r"sequence has 20 tokens, .* positions for 17"):
+        model(new, np.ones((ROWS, count), bool), cache=cache)
+    everything = np.ones_like(attended)
+    with pytest.raises(ValueError, match=r"23 in a row, .* positions for 17"):
+        model(new, everything, cache=cache)
+    assert np.isnan(call(model, new, everything, {"cache": cache}).logits).all()
 
 
 def test_a_mask_of_slots_shows_neither_later_ones_nor_padding():

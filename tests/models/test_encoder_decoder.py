@@ -23,7 +23,7 @@ from generation.references import (
     reference_encoder_decoder as reference_model,
     same_encoder_decoder as same_model,
 )
-from helpers import TINY, max_difference, tiny_config
+from helpers import TINY, max_difference, run_python, tiny_config
 from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 from transformers.models.encoder_decoder.modeling_encoder_decoder import shift_tokens_right
@@ -36,6 +36,7 @@ from eqxbert import (
     EncoderDecoderModel,
 )
 from eqxbert.convert import to_state_dict
+from eqxbert.outputs import BertModelOutput
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(2, 29, (3, 6), np.int32)
@@ -450,6 +451,38 @@ def test_wrong_inputs(pair, arguments, message):
         pair[0](**arguments)
 
 
+def test_the_encoders_output_and_its_input(pair):
+    model, _ = pair
+    encoded = model.encode(IDS, MASK)
+    for name in ("input_ids", "token_type_ids", "position_ids"):
+        given = {name: np.zeros_like(IDS)}
+        with pytest.raises(ValueError, match=f"what the encoder read, so {name} cannot be given"):
+            model(attention_mask=MASK, labels=LABELS, encoder_outputs=encoded, **given)
+
+
+def test_states_in_place_of_the_encoders_output(pair):
+    model, _ = pair
+    states = BertModelOutput(last_hidden_state=model.encode(IDS, MASK).last_hidden_state)
+    inputs = {"attention_mask": MASK, "labels": LABELS}
+    of_states = call(model, inputs | {"encoder_outputs": states})
+    assert (
+        max_difference(of_states.logits, call(model, inputs | {"input_ids": IDS}).logits) < FLOAT32
+    )
+
+    # (As users run it: without checks of types.)
+    program = """
+import eqxbert, jax, numpy as np
+config = eqxbert.BertConfig.tiny()
+config = eqxbert.EncoderDecoderConfig(encoder=config, decoder=config, decoder_start_token_id=1)
+model, ids = eqxbert.EncoderDecoderModel(config, key=jax.random.key(0)), np.ones((2, 3), int)
+try:
+    model(decoder_input_ids=ids, encoder_outputs=model.encode(ids).last_hidden_state)
+except ValueError as error:
+    print(error)
+"""
+    assert "must be a BertModelOutput, which encode returns, got" in run_python(program).stdout
+
+
 @pytest.mark.parametrize("name", ["decoder_start_token_id", "pad_token_id"])
 def test_no_tokens_to_make_the_decoders_from(name, key):
     decoder = tiny_config(pad_token_id=None if name == "pad_token_id" else PAD)
@@ -513,5 +546,10 @@ def test_a_used_cache_and_other_input(key):
     )
     ids = np.array([[5, 6, 7]], np.int32)
     out = model(ids, decoder_input_ids=ids, cache=model.init_cache(1, 9))
-    with pytest.raises(ValueError, match="cache holds what the encoder read"):
-        model(ids, decoder_input_ids=ids, cache=out.cache)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
+        given = {name: np.ones_like(ids)}
+        message = f"cache holds what the encoder read; {name} cannot be given with it"
+        with pytest.raises(ValueError, match=message):
+            model(decoder_input_ids=ids, cache=out.cache, **given)
+    with pytest.raises(ValueError, match="read; attention_mask, encoder_outputs cannot be given"):
+        model(None, ids, ids, encoder_outputs=model.encode(ids), cache=out.cache)
