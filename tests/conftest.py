@@ -2,10 +2,17 @@
 broadcast silently.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["EQXBERT_TYPECHECK"] = "1"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what is compiled is counted
+# Most of the time goes to compiling, and many tests compile the same. (A folder for each process:
+# JAX's cache may be read while another process is writing to it.)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eqxbert-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -16,6 +23,8 @@ from pathlib import Path
 
 import jax
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

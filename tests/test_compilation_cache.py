@@ -3,8 +3,6 @@
 import pytest
 from helpers import run_python
 
-import eqxbert
-
 COUNT_HITS = """
 import jax
 hits = []
@@ -17,7 +15,7 @@ print(sum(event == "/jax/compilation_cache/cache_hits" for event in hits))
 
 def search(home, **variables) -> int:
     """How many programs were found in the cache by a process that searches on the command line."""
-    env = {"XDG_CACHE_HOME": str(home), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
+    env = {"XDG_CACHE_HOME": str(home), "JAX_COMPILATION_CACHE_DIR": ""} | variables
     result = run_python(COUNT_HITS, env=env)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -46,23 +44,25 @@ def test_a_home_that_cannot_be_written_does_not_matter(tmp_path):
 
 def test_in_one_call(tmp_path):
     result = run_python(
-        f"import eqxbert; print(eqxbert.enable_compilation_cache({str(tmp_path / 'here')!r}))",
-        env={"JAX_ENABLE_COMPILATION_CACHE": "true"},
+        f"import eqxbert; print(eqxbert.enable_compilation_cache({str(tmp_path / 'here')!r}))"
     )
     assert result.stdout.strip() == str(tmp_path / "here"), result.stderr
-    assert eqxbert.enable_compilation_cache() is None  # the tests' process has it turned off
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     result = run_python(
-        f"import eqxbert; eqxbert.enable_compilation_cache({str(tmp_path / 'file')!r})",
-        env={"JAX_ENABLE_COMPILATION_CACHE": "true"},
+        f"import eqxbert; eqxbert.enable_compilation_cache({str(tmp_path / 'file')!r})"
     )
     assert "FileExistsError" in result.stderr
 
 
 @pytest.mark.parametrize("folder", [None, "anywhere"])
 def test_turned_off(tmp_path, folder):
-    assert eqxbert.enable_compilation_cache(folder and tmp_path / folder) is None
+    argument = folder and str(tmp_path / folder)
+    result = run_python(
+        f"import eqxbert; print(eqxbert.enable_compilation_cache({argument!r}))",
+        env={"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
+    assert result.stdout.strip() == "None", result.stderr
     assert not (tmp_path / "anywhere").exists()

@@ -1,5 +1,6 @@
 """The stack of Transformer layers."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ..config import BertConfig
 from ..nn import Activation, Attention, KVCache, LayerNorm, Linear, dropout, split_key
 from ..outputs import EncoderOutput
+from .micro_batches import in_parts, number_of_parts
 
 
 class CachePlace(NamedTuple):
@@ -218,6 +220,38 @@ class Encoder(eqx.Module):
         - `x`: the embeddings.
         - `output_hidden_states`, `output_attentions`: what else is returned.
         """
+        run = functools.partial(
+            self._run,
+            cache=cache,
+            head_mask=head_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            key=key,
+        )
+        parts = number_of_parts(x) if cache is None and key is None else 1
+        if parts == 1:
+            return run(x, mask, cross, cross_mask)
+        batch = x.shape[:-2]
+        mask, cross_mask = (
+            None if m is None else jnp.broadcast_to(m, (*batch, *m.shape[-3:]))
+            for m in (mask, cross_mask)
+        )
+        return in_parts(lambda part: run(*part), (x, mask, cross, cross_mask), parts, len(batch))
+
+    def _run(
+        self,
+        x: Float[Array, "*batch seq hidden"],
+        mask: Bool[Array, "..."] | None,
+        cross: tuple[KVCache, ...] | None,
+        cross_mask: Bool[Array, "..."] | None,
+        *,
+        cache: tuple[tuple[KVCache, ...], CachePlace] | None,
+        head_mask: Float[Array, "layers heads"] | None,
+        output_hidden_states: bool,
+        output_attentions: bool,
+        key: PRNGKeyArray | None,
+    ) -> EncoderOutput:
+        """One layer after the other."""
         states, outputs = [x], []
         for i, (layer, layer_key) in enumerate(
             zip(self.layers, split_key(key, len(self.layers)), strict=True)

@@ -14,10 +14,9 @@ from ..nn import (
     Activation,
     LayerNorm,
     Linear,
-    align_trailing,
+    affine,
     as_int32,
     cross_entropy,
-    linear_product,
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
 from .bert import BertModel
@@ -64,8 +63,7 @@ class LMHead(eqx.Module):
         """
         x = self.norm(self.activation(self.dense(x)))
         table = words if self.decoder is None else self.decoder.weight
-        logits = linear_product(x, table.astype(x.dtype))
-        return logits + align_trailing(self.bias.astype(logits.dtype), logits)
+        return affine(x, table.astype(x.dtype), self.bias)
 
 
 class BertForPreTraining(TaskModel):

@@ -34,4 +34,4 @@ from .numerics import (
     align_trailing as align_trailing,
     as_int32 as as_int32,
 )
-from .product import linear_product as linear_product
+from .product import affine as affine, linear_product as linear_product

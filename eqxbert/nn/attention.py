@@ -2,6 +2,8 @@
 mathematics as pure functions, and the module that wires them to weights.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -85,8 +87,15 @@ def _attend(
     if mask is not None and mask.dtype != bool:
         raise ValueError(f"mask must be boolean (True: may attend), got {mask.dtype}.")
     dtype = accumulation_dtype(query)
+    scale = query.shape[-1] ** -0.5
+    # There is less of the query to scale than of the scores; but in half precision, unless the
+    # scale is a power of two, that would round it once more.
+    scales_query = dtype == query.dtype or math.frexp(scale)[0] == 0.5
+    if scales_query:
+        query = query * scale
     scores = jnp.einsum("...qd,...kd->...qk", query, keys, preferred_element_type=dtype)
-    scores = scores * query.shape[-1] ** -0.5  # (*batch, heads, q_seq, kv_seq)
+    if not scales_query:
+        scores = scores * scale  # (*batch, heads, q_seq, kv_seq)
     if bias is not None:
         scores = scores + align_trailing(bias.astype(dtype), scores)
     if mask is not None:

@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .numerics import align_trailing
-from .product import linear_product
+from .product import affine, linear_product
 
 
 class Linear(eqx.Module):
@@ -40,7 +39,6 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(out_size, jnp.float32) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        y = linear_product(x, self.weight)
-        if self.bias is not None:
-            y = y + align_trailing(self.bias.astype(y.dtype), y)
-        return y.astype(x.dtype)
+        if self.bias is None:
+            return linear_product(x, self.weight).astype(x.dtype)
+        return affine(x, self.weight, self.bias).astype(x.dtype)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import max_difference, tiny_config
 from parity import assert_same_gradients
 from quick_jit import quick_jit
-from tolerances import FLOAT32, FLOAT32_GRADIENT
+from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 import eqxbert
 from eqxbert.nn import IGNORED_LABEL
@@ -187,10 +188,12 @@ def test_outputs_are_those_of_the_sequences_alone(position_type, key):
     ids, types = sequences_of([3, 9, 1, 17, 5, 1, 9, 3, 5, 1])
     inputs, packing = pack_sequences(ids, types, seq=SEQ, rows=6)
     assert np.bincount(packing.rows).max() > 2
-    states = packing.unpack(packed_states(model, inputs))
-    for alone, of_type, state in zip(ids, types, states, strict=True):
-        expected = states_alone(model, alone[None], of_type[None])[0]
-        assert max_difference(state, expected) < FLOAT32
+    with jax.enable_x64(True):
+        model = jax.tree.map(lambda x: x.astype(jnp.float64), model)
+        states = packing.unpack(packed_states(model, inputs))
+        for alone, of_type, state in zip(ids, types, states, strict=True):
+            expected = states_alone(model, alone[None], of_type[None])[0]
+            assert max_difference(state, expected) < FLOAT64
 
 
 def test_no_sequence_sees_another(key):
