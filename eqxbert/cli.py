@@ -173,7 +173,6 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
         ("--heads", 4, "of a new model"),
         ("--batch-size", 32, "rows in a batch"),
         ("--seq", 128, "tokens in a row"),
-        ("--accumulate", 1, "parts in which a batch is computed, to save memory"),
         ("--seed", 0, "another one for another order and other masks"),
     ):
         parser.add_argument(
@@ -188,6 +187,12 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             name, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}"
         )
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="parts in which a batch is computed, to save memory; default: what is fastest",
+    )
     parser.add_argument(
         "--cased", dest="lowercase", action="store_false", help="a vocabulary that knows capitals"
     )
@@ -273,6 +278,13 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
         "--group-by-length",
         action="store_true",
         help="put inputs of similar lengths in a batch: faster where lengths vary much",
+    )
+    parser.add_argument(
+        "--no-answer-threshold",
+        type=float,
+        metavar="X",
+        help="questions may have no answer: by how much its score must exceed that of the best "
+        "one, such as 0; default: all have one",
     )
     parser.add_argument("--dtype", choices=_DTYPES, help="what is computed in; default: float32")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")

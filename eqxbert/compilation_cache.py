@@ -32,19 +32,17 @@ def enable_compilation_cache(folder: str | PathLike[str] | None = None) -> Path 
     settings: Any = jax.config  # whose type does not list what there is
     if not settings.jax_enable_compilation_cache:
         return None
-    is_given = folder is not None
-    if folder is None:
-        folder = settings.jax_compilation_cache_dir or _usual_folder()
+    path = Path(folder or settings.jax_compilation_cache_dir or _usual_folder())
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError:
-        if is_given:
+        if folder is not None:
             raise
         return None
-    settings.update("jax_compilation_cache_dir", str(folder))
+    settings.update("jax_compilation_cache_dir", str(path))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    return Path(folder)
+    return path
 
 
 def _usual_folder() -> Path:

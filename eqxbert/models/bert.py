@@ -19,7 +19,17 @@ from ..checks import (
     check_shape,
 )
 from ..config import BertConfig
-from ..nn import Embedding, KVCache, Linear, Size, key_mask, pair_mask, split_key
+from ..nn import (
+    Embedding,
+    KVCache,
+    Linear,
+    Size,
+    key_mask,
+    pair_mask,
+    segment_mask,
+    segment_positions,
+    split_key,
+)
 from ..outputs import BertModelOutput, DecoderCache
 from .cache import (
     BatchShape,
@@ -104,6 +114,7 @@ class BertModel(OneBertModel):
         *,
         head_mask: Float[Array | np.ndarray, "layers heads"] | None = None,
         inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None = None,
+        segment_ids: Int[Array | np.ndarray, "*batch seq"] | None = None,
         encoder_hidden_states: Float[Array | np.ndarray, "*batch encoder_seq encoder_hidden"]
         | None = None,
         encoder_attention_mask: AttentionMask = None,
@@ -124,6 +135,11 @@ class BertModel(OneBertModel):
         - `head_mask`: a factor for the attention weights of each head of each layer, 0 to switch a
             head off. Differentiable. (A head that has been pruned keeps its place here.)
         - `inputs_embeds`: word embeddings, in place of `input_ids`.
+        - `segment_ids`: in place of `attention_mask`, for rows of several sequences, one after the
+            other: a number for each sequence, and 0 for padding. Each attends to itself alone, and
+            its positions begin at 0, so that its outputs are as if it were alone (those for whole
+            rows, such as `pooler_output`, are of the first). Rows may then be longer than
+            `config.max_position_embeddings`. `eqxbert.training.pack_sequences` makes such rows.
         - `encoder_hidden_states`: an encoder's output, for a model with cross-attention
             (`config.add_cross_attention`). Without it, cross-attention is left out, unless the
             cache has the keys and values of an earlier call.
@@ -154,7 +170,14 @@ class BertModel(OneBertModel):
         batch_seq = words.shape[:-1]
         # Tokens side by side share their positions, and those are checked when they are counted.
         is_by_slot = cache is not None and getattr(attention_mask, "ndim", 0) > len(batch_seq)
-        self._check_length(batch_seq[-1], are_side_by_side=is_by_slot)
+        is_shared = is_by_slot or segment_ids is not None
+        self._check_length(batch_seq[-1], are_side_by_side=is_shared)
+        if segment_ids is not None:
+            self._check_segments(segment_ids, attention_mask, cache, batch_seq)
+            attention_mask = segment_mask(segment_ids)
+            if position_ids is None:
+                position_ids = segment_positions(segment_ids)
+                self._check_counted(position_ids)
         if token_type_ids is not None:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
             check_shape("token_type_ids", token_type_ids, batch_seq)
@@ -353,6 +376,26 @@ class BertModel(OneBertModel):
         limit = self.config.max_position_embeddings
         check_ids("position_ids", position_ids, limit, "max_position_embeddings")
         check_broadcasts("position_ids", position_ids, batch_seq)
+
+    def _check_segments(
+        self,
+        segment_ids: object,
+        attention_mask: AttentionMask,
+        cache: DecoderCache | None,
+        batch_seq: tuple[Size, ...],
+    ) -> None:
+        check_array("segment_ids", segment_ids, np.integer, "integers")
+        check_shape("segment_ids", segment_ids, batch_seq)
+        if attention_mask is not None:
+            raise ValueError(
+                "Give either attention_mask or segment_ids; both were given. Padding is what has "
+                "the segment 0."
+            )
+        if cache is not None:
+            raise ValueError(
+                "segment_ids was given with a cache, in which each row is one sequence. Decode "
+                "sequences in rows of their own."
+            )
 
     def _check_counted(self, positions: Int[Array, "*batch seq"]) -> None:
         if isinstance(positions, jax.core.Tracer):

@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..checks import AttentionMask, check_mask
 from ..nn import Size, align_trailing, causal_mask, key_mask, pair_mask
@@ -15,6 +15,7 @@ class BertOptions(TypedDict, total=False):
 
     head_mask: Float[Array | np.ndarray, "layers heads"] | None
     inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None
+    segment_ids: Int[Array | np.ndarray, "*batch seq"] | None
     output_hidden_states: bool | None
     output_attentions: bool | None
 

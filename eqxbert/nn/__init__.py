@@ -26,7 +26,13 @@ from .loss import (
     cross_entropy as cross_entropy,
     mean_squared_error as mean_squared_error,
 )
-from .mask import causal_mask as causal_mask, key_mask as key_mask, pair_mask as pair_mask
+from .mask import (
+    causal_mask as causal_mask,
+    key_mask as key_mask,
+    pair_mask as pair_mask,
+    segment_mask as segment_mask,
+    segment_positions as segment_positions,
+)
 from .normalization import LayerNorm as LayerNorm
 from .numerics import (
     Size as Size,

@@ -21,7 +21,7 @@ from ..convert import staged_folder
 from ..convert.pretrained import write_model
 from ..models import BertForMaskedLM
 from ..text import Pooling, SentenceEncoder, SentenceModel, Tokenizer
-from ..text.pretraining import MaskedTextBatches, masked_text_loss, train_tokenizer
+from ..text.pretraining import MaskedTextBatches, train_tokenizer
 from ..training import FitResult, MeanLoss, adamw, contrastive_loss, fit
 from ..training.loss import Batch
 from .corpus import Entry, entries, standard_library
@@ -81,7 +81,6 @@ def pretrain(
         batches,
         adamw(1e-3, total_steps=steps, warmup=0.05),
         steps=steps,
-        loss=masked_text_loss,
         key=key,
         folder=folder,
         save_every=250,
@@ -109,7 +108,7 @@ def train_vectors(
 
     def loss(model: BertForMaskedLM, batch: Batch, key: PRNGKeyArray | None) -> Any:
         of_pairs = between(sentence_model(model), batch["pairs"], key)
-        return MeanLoss(of_pairs, jnp.asarray(PAIRS)), masked_text_loss(model, batch["words"], key)
+        return MeanLoss(of_pairs, jnp.asarray(PAIRS)), *model_loss(model, batch["words"], key)
 
     def batch(step: int) -> Batch:
         return {"pairs": pairs(step), "words": words(step)}

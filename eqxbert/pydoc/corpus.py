@@ -52,7 +52,10 @@ class Entry(NamedTuple):
 
 
 def standard_library() -> list[Entry]:
-    """All that is documented in the standard library of the Python that runs, in order of names."""
+    """All that is documented in the standard library of the Python that runs, in order of names.
+    (Two or three of thousands, of `ctypes.wintypes` and `concurrent.futures`, are missing where
+    other packages have been imported before.)
+    """
     names = sorted(n for n in sys.stdlib_module_names if not n.startswith("_"))
     return entries(name for name in names if name not in _LEFT_OUT)
 

@@ -10,7 +10,6 @@ from .pooling import (
 )
 from .pretraining import (
     MaskedTextBatches as MaskedTextBatches,
-    masked_text_loss as masked_text_loss,
     masked_text_metrics as masked_text_metrics,
     train_tokenizer as train_tokenizer,
 )

@@ -15,10 +15,12 @@ from ..convert import staged_folder
 from ..convert.pretrained import write_model
 from ..models import BertForMaskedLM
 from ..training import adamw, fit
-from .pretraining import MaskedTextBatches, masked_text_loss, masked_text_metrics, train_tokenizer
+from ..training.batches import check_count
+from .pretraining import MaskedTextBatches, masked_text_metrics, train_tokenizer
 from .run_folder import (
     METRICS,
     begin_run,
+    check_finite,
     fingerprint,
     open_run,
     read_metrics,
@@ -53,7 +55,7 @@ def pretrain(
     learning_rate: float = 1e-3,
     warmup: float | int = 0.05,
     weight_decay: float = 0.01,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     dtype: DTypeLike | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -80,15 +82,23 @@ def pretrain(
     - `seq`: the number of tokens in a row. A new model has as many positions.
     - `rate`, `whole_words`: which tokens are masked; see `MaskedTextBatches`.
     - `learning_rate`, `warmup`, `weight_decay`: as in `adamw`. It falls linearly.
-    - `accumulate`, `dtype`: as in `make_train_step`.
+    - `accumulate`, `dtype`: as in `make_train_step`. The former must divide `batch_size`.
     - `seed`: another one for another order, other masks, and another new model.
     - `progress`: whether to show a progress bar; if None, in a terminal.
 
     **Returns:** the metrics on `dev` of the model that is written, and its `step`.
 
     **Raises:** `ValueError` for files that hold no text, values out of range, and a folder that
-    holds something else; `FileNotFoundError`.
+    holds something else; `FileNotFoundError`; `FloatingPointError` if the model, or its loss, is
+    not finite in the end, or no step had finite gradients.
     """
+    if accumulate is not None:
+        check_count("accumulate", accumulate, 1)
+    if accumulate is not None and batch_size % accumulate:
+        raise ValueError(
+            f"A batch of {batch_size} rows cannot be computed in {accumulate} equal parts. Choose "
+            "a batch_size that is a multiple of accumulate."
+        )
     settings = {
         "task": "masked-words",
         "train": [fingerprint(path) for path in train],
@@ -167,7 +177,6 @@ def pretrain(
         evaluate_every=_EVALUATE_EVERY,
         folder=checkpoints,
         save_every=_SAVE_EVERY,
-        loss=masked_text_loss,
         accumulate=accumulate,
         dtype=dtype,
         progress=shows_progress(progress),
@@ -176,6 +185,7 @@ def pretrain(
     if result.evaluations:
         best = min(result.evaluations, key=lambda record: record["loss"])
         metrics = best | {"evaluations": result.evaluations}
+    check_finite(result.model, metrics, folder)
     with staged_folder(folder) as staging:
         write_model(result.model, staging)
         tokenizer.write(staging)

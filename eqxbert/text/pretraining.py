@@ -7,13 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
-from ..outputs import MaskedLMOutput
-from ..training.batches import batch_indices
-from ..training.loss import Batch, MeanLoss, count_labels
+from ..training.batches import batch_indices, check_count, host_rows
+from ..training.loss import count_labels
 from ..training.masking import continuation_pieces, mask_tokens
-from ..training.packing import pack_sequences, segment_mask
+from ..training.packing import pack_sequences
 from .tokenizer import Tokenizer
 from .tokenizer_files import SPECIAL_TOKENS, make_backend
 
@@ -72,7 +71,7 @@ class MaskedTextBatches:
     """Batches to train a masked language model on: a function of the number of the step.
 
     Texts are divided where they are longer than a row, and several short ones share a row, each
-    attending to itself alone (`masked_text_loss` sees to that). Rows come in another order in each
+    attending to itself alone (by its `segment_ids`). Rows come in another order in each
     epoch, and in each step other tokens are masked.
     """
 
@@ -86,6 +85,8 @@ class MaskedTextBatches:
         seed: int = 0,
         rate: float | int = 0.15,
         whole_words: bool = True,
+        host: int = 0,
+        hosts: int = 1,
     ):
         """**Arguments:**
 
@@ -95,16 +96,19 @@ class MaskedTextBatches:
         - `seed`: each has an order and masks of its own.
         - `rate`: the share of tokens that is masked.
         - `whole_words`: whether all pieces of a word are masked, or none.
+        - `host`, `hosts`: which part of each batch is made, of how many, as in `batch_indices`.
 
         **Raises:** `ValueError` if there is no text of some length, or a number is out of range.
         """
+        check_count("seq", seq, _LEAST_TOKENS + len(_ENDS))
         self.tokenizer, self.batch_size, self.seed, self.rate = tokenizer, batch_size, seed, rate
+        self.host, self.hosts = host, hosts
         special = [tokenizer.token_to_id(tokenizer.special_tokens[f"{x}_token"]) for x in _ENDS]
         self._special_ids = special
         inputs, _ = pack_sequences(
             list(_windows(tokenizer, texts, seq, *special)), seq=seq, pad_id=tokenizer.pad_id
         )
-        self._rows = {n: inputs[n] for n in ("input_ids", "position_ids", "segment_ids")}
+        self._rows = {n: inputs[n] for n in ("input_ids", "segment_ids")}
         self._is_continuation = None
         if whole_words:
             self._is_continuation = continuation_pieces(
@@ -121,9 +125,15 @@ class MaskedTextBatches:
         return -(-len(self._rows["input_ids"]) // self.batch_size)
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step, counted from 0."""
-        size = len(self._rows["input_ids"])
-        chosen = batch_indices(size, self.batch_size, seed=self.seed, step=step)
+        """The batch of a step, counted from 0; the host's part of it."""
+        chosen = batch_indices(
+            len(self._rows["input_ids"]),
+            self.batch_size,
+            seed=self.seed,
+            step=step,
+            host=self.host,
+            hosts=self.hosts,
+        )
         rows = {name: array[chosen] for name, array in self._rows.items()}
         return rows | mask_tokens(
             rows["input_ids"],
@@ -133,16 +143,10 @@ class MaskedTextBatches:
             pad_id=self.tokenizer.pad_id,
             seed=self.seed,
             step=step,
+            first_row=host_rows(self.batch_size, self.host, self.hosts).start,
             rate=self.rate,
             is_continuation=self._is_continuation,
         )
-
-
-def masked_text_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> MeanLoss:
-    """The loss of a `BertForMaskedLM` on one of the `MaskedTextBatches`."""
-    loss = _masked_text_output(model, batch, key).loss
-    assert loss is not None  # the batch has labels
-    return MeanLoss(loss, count_labels(batch["labels"]))
 
 
 def masked_text_metrics(batches: MaskedTextBatches) -> Callable[[Any], dict[str, float]]:
@@ -164,17 +168,11 @@ def _count(
     model: Any, batch: Mapping[str, Array | np.ndarray]
 ) -> tuple[Int[Array, ""], Float[Array, ""], Int[Array, ""]]:
     """The number of masked tokens, their loss, and how many are right."""
-    out = _masked_text_output(model, batch, None)
+    out = model(**batch)
     assert out.loss is not None
     total = count_labels(batch["labels"])
     right = jnp.sum(jnp.argmax(out.logits, axis=-1) == jnp.asarray(batch["labels"]))
     return total, out.loss * total.astype(out.loss.dtype), right
-
-
-def _masked_text_output(model: Any, batch: Batch, key: PRNGKeyArray | None) -> MaskedLMOutput:
-    inputs = dict(batch)
-    mask = segment_mask(jnp.asarray(inputs.pop("segment_ids")))
-    return model(**inputs, attention_mask=mask, key=key)
 
 
 _ENDS = ("cls", "sep")

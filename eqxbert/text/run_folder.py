@@ -11,6 +11,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
 from ..config import CONFIG_FILE
 from ..convert import staged_file
 
@@ -94,8 +98,31 @@ def read_metrics(folder: str | PathLike[str]) -> dict[str, Any]:
     return _with_nan(_read_json(Path(folder) / METRICS))
 
 
+def check_finite(model: Any, metrics: Mapping[str, Any], folder: Path) -> None:
+    """Checks that a model that was trained is worth being written.
+
+    **Raises:** `FloatingPointError` if its loss, or a number in it, is not finite.
+    """
+    advice = (
+        "The model is not written. Look for NaN in the model that it was made of, or lower the "
+        f"learning rate; and give another folder, or remove {folder}."
+    )
+    loss = metrics.get("loss", 0.0)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"The loss of the model is {loss} in the end. {advice}")
+    for path, array in jax.tree_util.tree_leaves_with_path(model):
+        if eqx.is_inexact_array(array) and not bool(jnp.all(jnp.isfinite(array))):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise FloatingPointError(f"{name} has NaN or infinity in the end. {advice}")
+
+
 def fingerprint(path: str | PathLike[str]) -> str:
-    """What a file is called, and what is in it."""
+    """What a file is called, and what is in it.
+
+    **Raises:** `ValueError` if it is a folder; `FileNotFoundError`.
+    """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; the name of a file is needed.")
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return f"{Path(path).name}, sha256 {digest}"
 

@@ -32,7 +32,6 @@ from .packing import (
     Packing as Packing,
     pack_sequences as pack_sequences,
     plan_packing as plan_packing,
-    segment_mask as segment_mask,
 )
 from .precision import LossScale as LossScale, for_compute as for_compute
 from .sentence_pairs import (

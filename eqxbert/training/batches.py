@@ -51,6 +51,24 @@ def check_count(name: str, value: int, least: int = 0) -> None:
         raise ValueError(f"{name} must be an integer from {least} to 2**64 - 1, got {value!r}.")
 
 
+def host_rows(batch_size: int, host: int, hosts: int) -> slice:
+    """The rows of a batch that one of several hosts has.
+
+    **Raises:** `ValueError` if there is no such host, or the batch cannot be split so.
+    """
+    check_count("batch_size", batch_size, 1)
+    check_count("hosts", hosts, 1)
+    if not 0 <= host < hosts:
+        raise ValueError(f"host is {host}, expected 0 to {hosts - 1} (hosts is {hosts}).")
+    if batch_size % hosts:
+        raise ValueError(
+            f"A batch of {batch_size} cannot be split evenly over {hosts} hosts; choose a "
+            "batch_size that is a multiple of hosts."
+        )
+    rows = batch_size // hosts
+    return slice(host * rows, (host + 1) * rows)
+
+
 def batch_indices(
     size: int,
     batch_size: int,
@@ -88,17 +106,9 @@ def batch_indices(
     """
     check_count("seed", seed)
     check_count("step", step)
-    check_count("batch_size", batch_size, 1)
-    check_count("hosts", hosts, 1)
+    rows = host_rows(batch_size, host, hosts)
     if size < 1:
         raise ValueError(f"The data set has {size} examples; there must be at least one.")
-    if not 0 <= host < hosts:
-        raise ValueError(f"host is {host}, expected 0 to {hosts - 1} (hosts is {hosts}).")
-    if batch_size % hosts:
-        raise ValueError(
-            f"A batch of {batch_size} cannot be split evenly over {hosts} hosts; choose a "
-            "batch_size that is a multiple of hosts."
-        )
     # Places are counted through all epochs: `size` is the first one of the second.
     if remainder == "carry":
         start, end = step * batch_size, (step + 1) * batch_size
@@ -113,9 +123,7 @@ def batch_indices(
         start, end = epoch * size + batch * batch_size, (epoch + 1) * size
     else:
         raise ValueError(f'remainder must be "carry", "drop" or "keep", got {remainder!r}.')
-    rows = batch_size // hosts
-    start += host * rows
-    end = min(start + rows, end)
+    start, end = start + rows.start, min(start + rows.stop, end)
 
     parts = [np.zeros(0, np.int64)]
     while start < end:

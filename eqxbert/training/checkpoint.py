@@ -1,6 +1,8 @@
 """Checkpoints of training, by orbax: everything that is needed to go on as if nothing had been."""
 
 import contextlib
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,6 +13,10 @@ import jax
 import numpy as np
 
 from .step import TrainState
+
+# Where orbax moves the checkpoints that are no longer kept. Moving one takes no time; removed in
+# its place, it would be there in part, should the run be killed meanwhile.
+_REMOVED = "removed"
 
 
 class Restored(NamedTuple):
@@ -42,8 +48,11 @@ class Checkpoints:
         self._policy = _LastAndBest(keep)
         self._manager = self._orbax.CheckpointManager(
             self.folder,
-            options=self._orbax.CheckpointManagerOptions(preservation_policy=self._policy),
+            options=self._orbax.CheckpointManagerOptions(
+                preservation_policy=self._policy, todelete_subdir=_REMOVED
+            ),
         )
+        self._remove()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -58,6 +67,7 @@ class Checkpoints:
         """
         with self._errors():
             self._manager.wait_until_finished()
+        self._remove()
 
     def close(self) -> None:
         """Waits until all are written, and ends what there is in the background.
@@ -66,6 +76,7 @@ class Checkpoints:
         """
         with self._errors():
             self._manager.close()
+        self._remove()
 
     @property
     def steps(self) -> list[int]:
@@ -86,6 +97,7 @@ class Checkpoints:
         **Raises:** `OSError` if this one, or the one before it, could not be written. Those before
         are whole.
         """
+        self.wait()
         args = self._orbax.args
         state = _with_key_data(state)
         self._policy.best_step = best_step
@@ -94,7 +106,13 @@ class Checkpoints:
                 int(state.step),
                 args=args.Composite(
                     state=args.StandardSave(state),
-                    notes=args.JsonSave({"notes": dict(notes), "arrays": _arrays(state)}),
+                    notes=args.JsonSave(
+                        {
+                            "notes": dict(notes),
+                            "arrays": _arrays(state),
+                            "config": _config(state.model),
+                        }
+                    ),
                 ),
             )
 
@@ -105,7 +123,8 @@ class Checkpoints:
 
         - `like`: a state of the same model and optimizer, which says in what form it comes.
 
-        **Raises:** `ValueError` if it is of another model or optimizer, or there is none of `step`.
+        **Raises:** `ValueError` if it is of another model or optimizer, if there is none of `step`,
+        or if it is damaged.
         """
         if not self.steps:
             return None
@@ -115,14 +134,23 @@ class Checkpoints:
                 f"{self.folder} has no checkpoint of step {step}, but of {self.steps}."
             )
         args = self._orbax.args
-        saved = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore())).notes
         form = _with_key_data(like)
-        self._check(saved["arrays"], _arrays(form))
-        state = self._manager.restore(
-            step, args=args.Composite(state=args.StandardRestore(form))
-        ).state
+        with self._read_errors(step):
+            saved = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore())).notes
+            notes, arrays, config = saved["notes"], saved["arrays"], saved.get("config")
+        self._check(arrays, _arrays(form))
+        if config:  # shapes do not tell how many heads there are, or which label is which
+            self._check(config, _config(like.model))
+        with self._read_errors(step):
+            state = self._manager.restore(
+                step, args=args.Composite(state=args.StandardRestore(form))
+            ).state
         key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
-        return Restored(eqx.tree_at(lambda s: s.key, state, key), saved["notes"])
+        return Restored(eqx.tree_at(lambda s: s.key, state, key), notes)
+
+    def _remove(self) -> None:
+        """Removes what is no longer kept. To be called while nothing is being written."""
+        shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -136,9 +164,22 @@ class Checkpoints:
                 f"The reason: {error}"
             ) from error
 
+    @contextlib.contextmanager
+    def _read_errors(self, step: int) -> Iterator[None]:
+        """Those of reading, which are as many as there are files."""
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(
+                f"{self.folder / str(step)} cannot be read: it is damaged, or no checkpoint of a "
+                "training. Move it away, and training goes on from the one before, if there is "
+                f"one; or give a new folder. The reason: {type(error).__name__}: {error!s:.300}"
+            ) from error
+
     def _check(self, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         problems = [
-            f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+            f"{name} is {saved.get(name, 'missing')!s:.200} there and "
+            f"{wanted.get(name, 'missing')!s:.200} here"
             for name in [*wanted, *(n for n in saved if n not in wanted)]
             if saved.get(name) != wanted.get(name)
         ]
@@ -175,6 +216,12 @@ def _arrays(state: TrainState) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{list(np.shape(x))}"
         for path, x in leaves
     }
+
+
+def _config(model: Any) -> dict[str, Any]:
+    """The configuration of the model as JSON gives it back; empty if it has none."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
+    return json.loads(json.dumps(to_dict(), default=str))
 
 
 def _orbax() -> Any:

@@ -1,6 +1,6 @@
 """Training of sentence embeddings by contrast: each text is to be nearest to its partner."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..nn import cross_entropy, mean_squared_error, split_key
-from .loss import Batch
+from .loss import Batch, WholeBatchLoss
 
 Texts = Mapping[str, Any]
 """A model's arguments for some texts, with their leading axis."""
@@ -17,7 +17,7 @@ Texts = Mapping[str, Any]
 
 def contrastive_loss(
     *, temperature: float = 0.05, symmetric: bool = True, chunk_size: int | None = None
-) -> Callable[[Any, Batch, PRNGKeyArray | None], Float[Array, ""]]:
+) -> WholeBatchLoss:
     """A loss for `make_train_step` and `fit`: each anchor is to tell its own candidate from all
     others in the batch, by cosine similarity ([van den Oord et al.,
     2018](https://arxiv.org/abs/1807.03748); [Henderson et al.,
@@ -28,6 +28,9 @@ def contrastive_loss(
     `SentenceEncoder.model` does. Candidate `i` belongs to anchor `i`; there may be more candidates
     after these, to which no anchor belongs: hard negatives. Texts that occur several times in a
     batch are not held against one another.
+
+    It is one of the batch as a whole. In parts (`accumulate`), each anchor would be told from the
+    few candidates of its part: `make_train_step` refuses that. What saves memory is `chunk_size`.
 
     **Arguments:**
 
@@ -70,7 +73,7 @@ def contrastive_loss(
             return forward
         return (forward + cross_entropy(similarities[:, :count].T, labels)) / 2
 
-    return loss
+    return WholeBatchLoss(loss)
 
 
 def similarity_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, ""]:
@@ -120,4 +123,5 @@ def _equal(texts: Texts) -> Bool[Array, "texts texts"]:
     ids = jnp.asarray(texts["input_ids"])
     if (mask := texts.get("attention_mask")) is not None:
         ids = jnp.where(jnp.asarray(mask) != 0, ids, -1)
-    return jnp.all(ids[:, None] == ids[None, :], axis=-1)
+    # Row by row: all at once, XLA would make an array of texts x texts x tokens.
+    return lax.map(lambda row: jnp.all(row[None, :] == ids, axis=-1), ids)

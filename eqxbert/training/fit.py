@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -19,11 +20,17 @@ from .checkpoint import Checkpoints
 from .loss import Batch, LossFunction, model_loss
 from .step import TrainState, make_eval_step, make_train_step
 
+logger = logging.getLogger("eqxbert")
+
 Record = dict[str, float | int]
 """Metrics by their names, among them the `step` after which they were taken."""
 
 # So many steps in a row without finite gradients, and training ends: it would not recover.
 _MAX_SKIPPED = 100
+_LOOK_FOR = (
+    "Look for labels that are no class and for NaN in the data or in the weights, or lower the "
+    "learning rate."
+)
 
 
 class FitResult(NamedTuple):
@@ -62,7 +69,7 @@ def fit(
     log_every: int = 10,
     progress: bool = True,
     loss: LossFunction = model_loss,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     dtype: DTypeLike | None = None,
     remat: bool | Policy = False,
     trainable: PyTree | None = None,
@@ -82,7 +89,8 @@ def fit(
     - `optimizer`: such as `adamw`.
     - `key`: a PRNG key, for dropout.
     - `steps`, `epochs`: how many updates, or how often to go through `train`. One is needed.
-    - `evaluate`: batches, for the mean loss; or a function of the model that returns metrics.
+    - `evaluate`: batches that can be gone through again, for the mean loss; or a function of the
+        model that returns metrics.
     - `evaluate_every`: after how many steps; if None, at the end of each epoch where `train` has a
         length, and at the end of all.
     - `best_metric`, `best_is_highest`: which of the evaluation's metrics says what the best model
@@ -104,7 +112,8 @@ def fit(
 
     **Raises:** `ValueError` if arguments are out of range or contradict one another, if there are
     too few batches, if `best_metric` is not among an evaluation's metrics, or if the checkpoint is
-    of another model; `FloatingPointError` if the gradients of 100 steps in a row were not finite.
+    of another model; `FloatingPointError` if the gradients of 100 steps in a row, or of all steps,
+    were not finite. (If those of some were not, a warning says so.)
     """
     epoch = _length(train)
     total = _total_steps(epoch, steps, epochs)
@@ -167,6 +176,8 @@ def fit(
                     callback(state, record)
             except StopIteration:
                 is_over = True
+            if number == total or is_over:  # before a checkpoint says that all is done
+                _check_skipped(state)
             if checkpoints is not None and (
                 is_due or is_over or (save_every and number % save_every == 0)
             ):
@@ -180,6 +191,25 @@ def fit(
             assert best is not None
             best_model = best.state.model
     return FitResult(best_model, state, log.history, log.evaluations)
+
+
+def _check_skipped(state: TrainState) -> None:
+    """Whether some steps, in the end, have changed nothing.
+
+    **Raises:** `FloatingPointError` if none has changed anything.
+    """
+    skipped, steps = int(state.skipped), int(state.step)
+    if skipped == steps:
+        raise FloatingPointError(
+            f"The gradients of none of the {steps} steps were finite: the model is as it was. "
+            f"{_LOOK_FOR}"
+        )
+    if skipped:
+        logger.warning(
+            "The gradients of %d of %d steps were not finite: these steps changed nothing.",
+            skipped,
+            steps,
+        )
 
 
 def _length(train: Any) -> int | None:
@@ -232,6 +262,11 @@ def _evaluator(
         return None
     if callable(evaluate):
         return lambda model: {name: float(value) for name, value in evaluate(model).items()}
+    if iter(evaluate) is evaluate:
+        raise ValueError(
+            f"evaluate is a {type(evaluate).__name__}, which can be gone through only once, but "
+            "there may be several evaluations. Give a list."
+        )
     step = make_eval_step(loss=loss, dtype=dtype)
 
     def mean_loss(model: Any) -> Record:
@@ -285,8 +320,7 @@ class _Log:
         elif step - self._finite[0] >= _MAX_SKIPPED:
             raise FloatingPointError(
                 f"The gradients of the last {step - self._finite[0]} steps were not finite, and "
-                f"the loss is {record['loss']}. Look for labels that are no class and NaN in the "
-                "data, or lower the learning rate."
+                f"the loss is {record['loss']}. {_LOOK_FOR}"
             )
         return record
 

@@ -1,5 +1,6 @@
 """What a training step minimises: means that say of how many labels they are."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +32,31 @@ LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], Any]
 """A function `(model, batch, key)` that returns the loss: a mean over the examples; or a `MeanLoss`
 where they have different numbers of labels, or a tuple of these, which are added.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeBatchLoss:
+    """A loss function that holds the examples of a batch against one another. Of parts of the batch
+    it is another one, so `make_train_step` does not take it with `accumulate`.
+    """
+
+    function: LossFunction
+
+    def __call__(self, model: Any, batch: Batch, key: PRNGKeyArray | None) -> Any:
+        return self.function(model, batch, key)
+
+
+def check_batch(batch: Any) -> dict[str, Any]:
+    """The batch as a dictionary.
+
+    **Raises:** `ValueError` if it is something else.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            "A batch must be a dictionary of the model's arguments, such as input_ids and labels; "
+            f"got {type(batch).__name__}: {batch!r:.100}."
+        )
+    return dict(batch)
 
 
 def model_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[MeanLoss, ...]:

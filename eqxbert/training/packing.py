@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Array, Bool, Int, Int32, Integer, Shaped
+from jaxtyping import Array, Int, Int32, Integer, Shaped
 
 from .batches import check_count
 
@@ -65,12 +65,6 @@ class Packing:
             )
         places = zip(self.rows, self.starts, self.lengths, strict=True)
         return [values[row, start : start + length] for row, start, length in places]
-
-    @property
-    def position_ids(self) -> Int32[np.ndarray, "rows seq"]:
-        """Each token's place in its sequence; 0 where there is none."""
-        firsts = np.cumsum(self.lengths) - self.lengths
-        return self._place(np.arange(self.lengths.sum()) - np.repeat(firsts, self.lengths), 0)
 
     @property
     def segment_ids(self) -> Int32[np.ndarray, "rows seq"]:
@@ -151,8 +145,7 @@ def pack_sequences(
     """The arguments of a model for several sequences in each row, as `plan_packing` puts them.
 
         inputs, packing = pack_sequences(*tokenizer.encode(texts), seq=512)
-        mask = segment_mask(inputs.pop("segment_ids"))  # on the device, in a compiled function
-        out = model(**inputs, attention_mask=mask)
+        out = model(**inputs)
         packing.unpack(out.last_hidden_state)  # as if each had been alone
 
     What a model computes for whole rows (`pooler_output`, say) is of no use then: it is of the
@@ -165,8 +158,8 @@ def pack_sequences(
     - `seq`, `rows`: the number of tokens in a row, and of rows; see `plan_packing`.
     - `pad_id`: the token that stands for none.
 
-    **Returns:** `input_ids`, `token_type_ids`, `position_ids` (from 0 in each sequence) and
-    `segment_ids`, of shape (rows, seq), int32; and where each sequence is.
+    **Returns:** `input_ids`, `token_type_ids` and `segment_ids`, of shape (rows, seq), int32; and
+    where each sequence is.
 
     **Raises:** as `plan_packing`; and `ValueError` if types are more or fewer than tokens.
     """
@@ -175,17 +168,6 @@ def pack_sequences(
     inputs = {
         "input_ids": packing.pack(ids, fill=pad_id),
         "token_type_ids": packing.pack(types if token_type_ids is None else token_type_ids),
-        "position_ids": packing.position_ids,
         "segment_ids": packing.segment_ids,
     }
     return inputs, packing
-
-
-def segment_mask(
-    segment_ids: Integer[Array | np.ndarray, "*batch seq"],
-) -> Bool[Array | np.ndarray, "*batch seq seq"]:
-    """The `attention_mask` with which tokens attend to those of their own segment alone; padding
-    attends to padding. Of JAX's arrays it is one of JAX's, so that it need not be moved to the
-    device: it is `seq` times as large as what it is made of.
-    """
-    return segment_ids[..., :, None] == segment_ids[..., None, :]

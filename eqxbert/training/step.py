@@ -12,7 +12,16 @@ from jax import core, lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray, PyTree
 
 from ..models.checkpointing import Policy, checkpoint_layers
-from .loss import Batch, LossFunction, MeanLoss, as_means, model_loss, total_loss
+from .loss import (
+    Batch,
+    LossFunction,
+    MeanLoss,
+    WholeBatchLoss,
+    as_means,
+    check_batch,
+    model_loss,
+    total_loss,
+)
 from .optimizer import Optimizer
 from .precision import LossScale, for_compute
 
@@ -23,6 +32,10 @@ Metrics = dict[str, Array]
 _KEEP_BARRIERS = {
     "xla_disable_hlo_passes": "optimization-barrier-expander,cse_barrier_expander",
 }
+
+
+# Tokens in a part of a batch: on CPU, a step over more of them at once is slower by a quarter.
+_PART = 512
 
 
 class TrainState(eqx.Module):
@@ -93,7 +106,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: LossFunction = model_loss,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     dtype: DTypeLike | None = None,
     remat: bool | Policy = False,
 ) -> "TrainStep":
@@ -107,7 +120,9 @@ def make_train_step(
         batch.
     - `accumulate`: in how many parts, one after the other, a batch is computed: less memory, the
         same gradients. A mean over labels remains one over those of the whole batch, however many
-        there are in each part.
+        there are in each part. None for what is fastest: with the models' own loss on a CPU,
+        parts that stay in the processor's cache; the whole otherwise. A loss that holds examples
+        against one another is another one in parts; `contrastive_loss` has `chunk_size` instead.
     - `dtype`: what is computed in, such as `jnp.bfloat16`; parameters, gradients and optimizer
         stay in that of the parameters. None for theirs. float16 wants `scale_loss` in the state.
     - `remat`: whether layers are computed again for their gradients, instead of being kept; or, for
@@ -117,11 +132,17 @@ def make_train_step(
     `tokens` (which are attended to), `skipped` (steps so far whose gradients were not finite: such
     a step leaves the parameters as they were) and, if the optimizer knows it, `learning_rate`.
 
-    **Raises:** `ValueError` if `accumulate` is not positive; a step, if it does not divide the
-    batch.
+    **Raises:** `ValueError` if `accumulate` is not positive, or more than 1 with
+    `contrastive_loss`; a step, if it does not divide the batch, or that is no dictionary.
     """
-    if accumulate < 1:
+    if accumulate is not None and accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
+    if accumulate is not None and accumulate > 1 and isinstance(loss, WholeBatchLoss):
+        raise ValueError(
+            f"accumulate is {accumulate}, but the loss holds the examples of a batch against one "
+            "another: in parts, it would be another loss. Save memory by contrastive_loss's "
+            "chunk_size, or by remat."
+        )
 
     def step(batch: Batch, state: TrainState) -> tuple[TrainState, Metrics]:
         trained, frozen = _split(state.model, state.trainable)
@@ -134,7 +155,10 @@ def make_train_step(
                 model = checkpoint_layers(model, None if remat is True else remat)
             return as_means(loss(model, part, key))
 
-        value, gradients = _loss_and_gradients(means, trained, batch, key, accumulate, scale)
+        parts = accumulate
+        if parts is None:
+            parts = _usual_parts(batch) if loss is model_loss else 1
+        value, gradients = _loss_and_gradients(means, trained, batch, key, parts, scale)
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(value)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
@@ -175,17 +199,18 @@ class TrainStep:
         self._program: Any = eqx.filter_jit(function, donate="all-except-first", **options)
         self._function = function
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    # A batch of another kind is told of in the words of `check_batch`.
+    def __call__(self, state: TrainState, batch: Batch | Any) -> tuple[TrainState, Metrics]:
         """The state after the step, and its metrics."""
         # Part of a larger program, it may not bring options of its own.
         is_traced = isinstance(state.step, core.Tracer)
-        return (self._function if is_traced else self._program)(dict(batch), state)
+        return (self._function if is_traced else self._program)(check_batch(batch), state)
 
-    def lower(self, state: TrainState, batch: Batch) -> Any:
+    def lower(self, state: TrainState, batch: Batch | Any) -> Any:
         """The program for such arguments, as `jax.jit` lowers it: `.compile().memory_analysis()`
         tells how much memory it takes.
         """
-        return self._program.lower(dict(batch), state)
+        return self._program.lower(check_batch(batch), state)
 
 
 def make_eval_step(
@@ -199,7 +224,7 @@ def make_eval_step(
     def step(model: Any, batch: Batch) -> tuple[MeanLoss, ...]:
         return as_means(loss(for_compute(model, dtype), batch, None))
 
-    return lambda model, batch: step(model, dict(batch))
+    return lambda model, batch: step(model, check_batch(batch))
 
 
 def _split(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
@@ -251,6 +276,17 @@ def _loss_and_gradients(
     return jnp.sum(values), unscaled(gradients)
 
 
+def _usual_parts(batch: Batch) -> int:
+    """In how many parts a batch is computed fastest."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(dict(batch))]
+    examples = {shape[0] if shape else 0 for shape in shapes}
+    if jax.default_backend() != "cpu" or "input_ids" not in batch or len(examples) != 1:
+        return 1
+    [count] = examples
+    most = max(1, math.prod(jnp.shape(batch["input_ids"])) // _PART)
+    return max((parts for parts in range(1, most + 1) if count % parts == 0), default=1)
+
+
 def _shares(counts: Array) -> Float[Array, " parts"]:
     """What each part is of the whole; nothing, if that is nothing."""
     counts = counts.astype(float)  # float32, or float64 where that is enabled
@@ -273,13 +309,16 @@ def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def _tokens(batch: Batch) -> Int[Array, ""]:
-    """The number of tokens that are attended to, in all parts of the batch."""
+    """The number of tokens that are attended to, in all parts of the batch; where sequences share
+    rows, of those that are part of one.
+    """
     parts = [_tokens(part) for part in batch.values() if isinstance(part, Mapping)]
     ids, vectors = batch.get("input_ids"), batch.get("inputs_embeds")
     shape = jnp.shape(ids) if ids is not None else () if vectors is None else vectors.shape[:-1]
-    mask = batch.get("attention_mask")
-    if mask is not None and jnp.shape(mask) == shape:
-        parts.append(jnp.sum(mask != 0, dtype=jnp.int32))
+    masks = batch.get("attention_mask"), batch.get("segment_ids")
+    mask = next((mask for mask in masks if mask is not None and jnp.shape(mask) == shape), None)
+    if mask is not None:
+        parts.append(jnp.sum(jnp.asarray(mask).astype(bool), dtype=jnp.int32))
     elif shape:
         parts.append(jnp.asarray(math.prod(shape), jnp.int32))
     return sum(parts, start=jnp.zeros((), jnp.int32))

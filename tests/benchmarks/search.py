@@ -1,6 +1,6 @@
 """How good the model that comes with the package is, on what it has not seen.
 
-    python tests/benchmarks/search.py [FOLDER]
+    python tests/benchmarks/search.py [FOLDER]    # needs: pip install bm25s==0.3.16
 
 Of the standard library's functions, those with a tenth of all descriptions were held out of its
 training. For each of these descriptions, the function that it belongs to is looked for by its name
@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import bm25s
 import numpy as np
 
 import eqxbert
@@ -111,6 +110,9 @@ def recall(
 
 def by_words(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     """BM25's scores."""
+    # Not before the standard library has been read: it imports what then changes which classes
+    # `ctypes.wintypes` and `concurrent.futures` call their own.
+    import bm25s
 
     def words(texts: Sequence[str]) -> list[list[str]]:
         found = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from helpers import tiny_config
 
 import eqxbert
 from eqxbert.cli import main
-from eqxbert.text import MaskedTextBatches, masked_text_loss, masked_text_metrics, train_tokenizer
+from eqxbert.text import MaskedTextBatches, masked_text_metrics, train_tokenizer
 from eqxbert.text.pretrain import pretrain, read_texts
+from eqxbert.training.loss import model_loss
 
 WORDS = ["parse", "write", "read", "open", "close", "the", "a", "file", "from", "string", "number"]
 
@@ -98,6 +100,22 @@ class TestBatches:
         assert jax.tree.all(jax.tree.map(np.array_equal, one(7), other(7)))
         assert not np.array_equal(one(7)["input_ids"], one(8)["input_ids"])
 
+    def test_the_parts_of_all_hosts_are_the_batch(self, tokenizer):
+        options = {"seq": 16, "batch_size": 6, "seed": 3}
+        whole = MaskedTextBatches(tokenizer, sentences(50), **options)
+        parts = [
+            MaskedTextBatches(tokenizer, sentences(50), **options, host=host, hosts=3)
+            for host in range(3)
+        ]
+        for step in (0, 5):
+            joined = jax.tree.map(lambda *x: np.concatenate(x), *(part(step) for part in parts))
+            assert jax.tree.all(jax.tree.map(np.array_equal, joined, whole(step)))
+
+    @pytest.mark.parametrize("seq", [-1, 2, 5])
+    def test_of_rows_without_room(self, tokenizer, seq):
+        with pytest.raises(ValueError, match=f"seq must be an integer from 6 .* got {seq}"):
+            MaskedTextBatches(tokenizer, sentences(5), seq=seq)
+
     def test_sequences_of_a_row_do_not_see_one_another(self, tokenizer):
         """The loss of packed texts is that of each by itself."""
         texts = sentences(12)
@@ -106,7 +124,7 @@ class TestBatches:
         batches = MaskedTextBatches(tokenizer, texts, seq=32, batch_size=2, rate=0.3)
         batch = batches(0)
         assert batch["segment_ids"].max() > 2
-        packed = float(masked_text_loss(model, batch, None).mean)
+        packed = float(model(**batch).loss)
         labels = np.full(batch["input_ids"].shape, -100)
         for row, (places, values) in enumerate(
             zip(batch["masked_positions"], batch["labels"], strict=True)
@@ -135,7 +153,7 @@ def test_metrics_are_means_over_masked_tokens(tokenizer):
     found = masked_text_metrics(batches)(model)
     counts, losses = [], []
     for step in range(len(batches)):
-        mean = masked_text_loss(model, batches(step), None)
+        [mean] = model_loss(model, batches(step), None)
         counts.append(int(mean.weight))
         losses.append(float(mean.mean))
     assert found["loss"] == pytest.approx(np.average(losses, weights=counts), rel=1e-5)
@@ -207,6 +225,10 @@ class TestPretrain:
             (b"read the file", {"steps": 0}, "steps"),
             (b"read the file", {"heads": 3}, "must be a multiple of"),
             (b"read the file", {"rate": 2}, "rate must be above 0"),
+            (b"read the file", {"seq": 2}, "seq must be an integer from 6"),
+            (b"read the file", {"accumulate": 3}, "batch of 8 rows cannot be .* 3 equal parts"),
+            (b"read the file", {"accumulate": 0}, "accumulate must be an integer from 1"),
+            (b"read the file", {"dev": "."}, r"\. is a folder; the name of a file is needed"),
         ],
     )
     def test_bad_input_leaves_nothing_behind(self, tmp_path, content, options, message):
@@ -215,6 +237,22 @@ class TestPretrain:
         with pytest.raises(ValueError, match=message):
             pretrain([path], out=out, **SMALL | options)
         assert not out.exists()
+
+    def test_a_model_that_is_not_finite_is_not_written(self, text_file, tmp_path):
+        """Here in a place that no text comes to, so that all losses are finite."""
+        pretrain([text_file], out=tmp_path / "model", **SMALL | {"steps": 1})
+        model = eqxbert.BertForMaskedLM.from_pretrained(tmp_path / "model")
+
+        def types(model: eqxbert.BertForMaskedLM) -> jax.Array:
+            return model.bert.embeddings.token_type.weight
+
+        damaged = eqx.tree_at(types, model, types(model).at[1].set(np.nan))
+        damaged.save_pretrained(tmp_path / "model")
+        out, options = tmp_path / "more", SMALL | {"steps": 2}
+        message = r"^bert\.embeddings\.token_type\.weight has NaN .* The model is not written"
+        with pytest.raises(FloatingPointError, match=message):
+            pretrain([text_file], out=out, model=tmp_path / "model", **options)
+        assert {path.name for path in out.iterdir()} == {"training.json", "checkpoints"}
 
 
 def test_texts_are_parted_by_empty_lines(tmp_path):

@@ -1,5 +1,5 @@
-"""A run of training that a test stops: `python killed_run.py FOLDER RESULT`. It tells each step,
-and writes what came out of it.
+"""A run of training that a test stops: `python killed_run.py FOLDER RESULT`. It tells when it
+begins, and each step, and writes what came out of it.
 """
 
 import sys
@@ -19,7 +19,10 @@ def batch(step: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "labels": np.where(rng.random(ids.shape) < 0.3, ids, -100)}
 
 
-def run(folder: str) -> eqxbert.training.FitResult:
+OPTIMIZER = adamw(1e-3, total_steps=STEPS, warmup=0.1)
+
+
+def new_model() -> eqxbert.BertForMaskedLM:
     config = eqxbert.BertConfig(
         vocab_size=30,
         hidden_size=8,
@@ -28,11 +31,14 @@ def run(folder: str) -> eqxbert.training.FitResult:
         intermediate_size=8,
         max_position_embeddings=6,
     )
-    model = eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
+    return eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
+
+
+def run(folder: str) -> eqxbert.training.FitResult:
     return fit(
-        model,
+        new_model(),
         batch,
-        adamw(1e-3, total_steps=STEPS, warmup=0.1),
+        OPTIMIZER,
         key=jax.random.key(1),
         steps=STEPS,
         evaluate=[batch(STEPS + number) for number in range(3)],
@@ -47,6 +53,7 @@ def run(folder: str) -> eqxbert.training.FitResult:
 
 if __name__ == "__main__":
     folder, result = sys.argv[1:]
+    print("began", flush=True)
     out = run(folder)
     leaves = {
         str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves((out.model, out.state.model)))

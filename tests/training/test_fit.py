@@ -1,19 +1,27 @@
 """The training loop: what it calls, when it ends, and that nothing is lost when it is stopped."""
 
+import importlib
+import itertools
+import json
+import logging
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import run_python, tiny_config
 from training import killed_run
 
 import eqxbert
@@ -96,8 +104,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stopped_at, as_
 
 
 def test_killed_twenty_times(tmp_path):
-    """At any moment, in the midst of writing too. What comes out is what comes out of a run that
-    goes through.
+    """At any moment: while it starts, while it reads the last checkpoint and compiles, while it
+    trains and writes. All checkpoints that are there then can be read, and what comes out is what
+    comes out of a run that goes through.
     """
 
     def command(name: str) -> list[str]:
@@ -106,26 +115,70 @@ def test_killed_twenty_times(tmp_path):
 
     root = str(Path(eqxbert.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "EQXBERT_TYPECHECK": ""}
-    rng, reached = random.Random(0), []
-    for _ in range(20):
+
+    def finish(name: str) -> dict[str, np.ndarray]:
+        subprocess.run(command(name), stdout=subprocess.DEVNULL, check=True, env=environment)
+        with np.load(tmp_path / f"{name}.npz") as file:
+            return dict(file)
+
+    def kill(after: str, seconds: float) -> tuple[list[int], dict[str, float]]:
+        """Kills a run some seconds after it was launched, began, or made its first step.
+
+        **Returns:** the steps that it made, and when it came to each of these.
+        """
+        times, steps = {}, []
         with subprocess.Popen(
             command("killed"), stdout=subprocess.PIPE, text=True, env=environment
         ) as process:
             assert process.stdout is not None
-            first = process.stdout.readline()
-            killer = threading.Timer(rng.uniform(0, 0.4), process.kill)
-            killer.start()
-            steps = [first, *process.stdout]
-            killer.cancel()
+            killer = threading.Timer(seconds, process.kill)
+            for line in itertools.chain(["launched"], process.stdout):
+                event = "stepped" if line.strip().isdigit() else line.strip()
+                if event == "stepped":
+                    steps.append(int(line))
+                if event == after and event not in times:
+                    killer.start()
+                times.setdefault(event, time.perf_counter())
+        killer.cancel()
         assert process.returncode == -9, "it ended before it was killed"
-        reached.append((int(steps[0]), int(steps[-1])))
-    assert len({first for first, _ in reached}) > 5, reached  # it does go on from where it was
-    for name in ("killed", "whole"):
-        subprocess.run(command(name), stdout=subprocess.DEVNULL, check=True, env=environment)
-    with np.load(tmp_path / "killed.npz") as found, np.load(tmp_path / "whole.npz") as expected:
-        assert {*found} == {*expected}
-        for name in found:
-            assert np.array_equal(found[name], expected[name])
+        return steps, times
+
+    whole = finish("whole")
+    rng, reached = random.Random(0), []
+    starting, restoring = 0.0, 0.0  # how long that takes
+    for after in ["stepped", *["stepped", "began", "launched", "stepped", "began"] * 4][:20]:
+        longest = {"launched": starting, "began": restoring, "stepped": 0.8}[after]
+        steps, times = kill(after, rng.uniform(0, longest))
+        reached.append(steps)
+        if after == "stepped":
+            starting = times["began"] - times["launched"]
+            restoring = times["stepped"] - times["began"]
+        check_all_checkpoints(tmp_path / "killed", whole["losses"])
+    assert len({steps[0] for steps in reached if steps}) > 3, (
+        reached
+    )  # it goes on from where it was
+    assert sum(not steps for steps in reached) > 5, reached  # others came to no step
+
+    found = finish("killed")
+    assert {*found} == {*whole}
+    for name in found:
+        assert np.array_equal(found[name], whole[name])
+
+
+def check_all_checkpoints(folder: Path, losses: np.ndarray) -> None:
+    """That those in a folder can be read, and are of a run with these losses."""
+    if not folder.exists():
+        return
+    # A copy: opening a folder clears it of what is half-written, and the next run is to do that.
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    like = TrainState.create(killed_run.new_model(), killed_run.OPTIMIZER, key=jax.random.key(1))
+    with Checkpoints(copy) as checkpoints:
+        for step in checkpoints.steps:
+            found = checkpoints.restore(like, step)
+            assert found.state.step == step
+            assert [r["loss"] for r in found.notes["history"]] == losses[:step].tolist()
+    shutil.rmtree(copy)
 
 
 def test_the_best_model_and_the_last_ones_are_kept(tmp_path, model):
@@ -197,6 +250,74 @@ def test_gradients_that_are_never_finite_end_it(model):
         run(model, lambda step: nan, steps=200)
 
 
+def with_wrong_labels(step: int) -> dict[str, np.ndarray]:
+    return batch(step) | {"labels": np.full((4, 6), 33)}  # of 33 words
+
+
+@pytest.mark.parametrize("wrong", ["labels", "weights"])
+def test_a_short_run_that_changed_nothing_is_an_error(tmp_path, model, wrong):
+    train = with_wrong_labels
+    if wrong == "weights":
+        train, model = batch, jax.tree.map(lambda x: x * jnp.nan, model)
+    with pytest.raises(FloatingPointError, match="none of the 5 steps were finite"):
+        run(model, train, steps=5, folder=tmp_path / "run", save_every=2)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert 5 not in checkpoints.steps  # which would be the end of it
+
+
+def test_steps_that_changed_nothing_are_told_of(model, caplog):
+    def train(step: int) -> dict[str, np.ndarray]:
+        return (with_wrong_labels if step in (1, 3) else batch)(step)
+
+    def warnings_of(train: Any) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "eqxbert"):
+            run(model, train, steps=5)
+        return [record.getMessage() for record in caplog.records if record.name == "eqxbert"]
+
+    (message,) = warnings_of(train)
+    assert message.startswith("The gradients of 2 of 5 steps were not finite")
+    assert warnings_of(batch) == []
+
+
+def test_the_progress_bar(model, monkeypatch):
+    """It has the loss, and the tokens per second since it was last shown: a tick of this clock."""
+    shown = []
+
+    class Bar:
+        def __init__(self, *, total: int, initial: int, unit: str):
+            self.n = initial
+            shown.append((total, initial, unit))
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            shown.append("closed")
+
+        def set_postfix(self, **values: str) -> None:
+            shown.append(values)
+
+        def update(self, steps: int) -> None:
+            self.n += steps
+            shown.append(self.n)
+
+    ticks = itertools.count(0.0, 0.5)
+    module = importlib.import_module("eqxbert.training.fit")
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    out = run(model, steps=6, log_every=4, progress=True)
+    losses = [f"{record['loss']:.4g}" for record in out.history]
+    assert shown == [
+        (6, 0, "step"),
+        {"loss": losses[0], "tokens_per_s": "192"},  # 4 steps of 24 tokens
+        4,
+        {"loss": losses[1], "tokens_per_s": "96"},
+        6,
+        "closed",
+    ]
+
+
 def test_float16_scales_the_loss(model):
     out = run(model, dtype=jnp.float16, steps=3)
     assert out.state.loss_scale is not None
@@ -214,6 +335,7 @@ def test_float16_scales_the_loss(model):
         ({"save_every": -1}, "save_every must be at least 1"),
         ({"patience": 2}, "patience needs evaluate"),
         ({"evaluate": []}, "evaluate is empty"),
+        ({"evaluate": (batch(i) for i in range(2))}, "evaluate is a generator, .* only once"),
         ({"evaluate": lambda model: {"f1": 1.0}}, "best_metric is 'loss', but .* f1"),
     ],
 )
@@ -239,6 +361,62 @@ def test_an_error_in_the_data_comes_up(model):
 
     with pytest.raises(StopError, match="of the data"):
         run(model, broken)
+
+
+def test_a_batch_is_a_dictionary(model):
+    with pytest.raises(ValueError, match=r"A batch must be a dictionary .*; got tuple: \(array"):
+        run(model, lambda step: (batch(step)["input_ids"], batch(step)["labels"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 2}, "num_attention_heads is 3 there and 2 here"),
+        ({"hidden_act": "relu"}, "hidden_act is gelu there and relu here"),
+        ({"id2label": {0: "no", 1: "yes"}}, "id2label is .*LABEL_0.* there and .*no.* here"),
+    ],
+)
+def test_a_checkpoint_of_a_model_with_arrays_of_the_same_shapes(tmp_path, model, changes, message):
+    state = TrainState.create(model, OPTIMIZER, key=jax.random.key(3))
+    other = eqxbert.BertForMaskedLM(tiny_config(**changes), key=jax.random.key(0))
+    like = TrainState.create(other, OPTIMIZER, key=jax.random.key(3))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(state, {})
+        checkpoints.wait()
+        with pytest.raises(ValueError, match=f"another model or optimizer: {message}"):
+            checkpoints.restore(like)
+
+
+@pytest.mark.parametrize("damage", ["state/_METADATA", "notes/metadata", "a folder"])
+def test_a_checkpoint_that_cannot_be_read(tmp_path, model, damage):
+    folder = tmp_path / "run"
+    state = TrainState.create(model, OPTIMIZER, key=jax.random.key(3))
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, {})
+    if damage == "a folder":
+        (folder / "12").mkdir()
+        (folder / "12" / "mine.txt").touch()
+    else:
+        shutil.copytree(folder / "0", folder / "12")
+        path = folder / "12" / damage
+        path.write_bytes(path.read_bytes()[:20])
+    with Checkpoints(folder) as checkpoints:
+        message = f"{re.escape(str(folder / '12'))} cannot be read: it is damaged.* Move it away"
+        with pytest.raises(ValueError, match=message):
+            checkpoints.restore(state)
+        assert checkpoints.restore(state, 0) is not None  # of those before, nothing is lost
+
+
+def test_a_checkpoint_from_before_configurations_were_kept(tmp_path, model):
+    state = TrainState.create(model, OPTIMIZER, key=jax.random.key(3))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(state, {"a": 1})
+    path = tmp_path / "run" / "0" / "notes" / "metadata"
+    values = json.loads(path.read_text())
+    del values["config"]
+    path.write_text(json.dumps(values))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.restore(state).notes == {"a": 1}
 
 
 def test_a_checkpoint_of_another_model(tmp_path, model):
@@ -284,37 +462,53 @@ def test_there_are_no_half_written_checkpoints_to_read(tmp_path, model):
         assert checkpoints.steps == [2]
 
 
+def test_there_are_no_half_removed_checkpoints_to_read(tmp_path, model):
+    """What a run left behind that was killed in the midst of removing is removed by the next."""
+    run(model, folder=tmp_path / "run", steps=2)
+    (tmp_path / "run" / "removed" / "1" / "state").mkdir(parents=True)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == [2]
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["2"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-# Threads and tasks that orbax leaves behind after an error.
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
 def test_when_the_disk_is_full_nothing_is_lost(tmp_path, model):
     """The limit on the size of a file stands for it. The checkpoints before are whole, and with
     room again, training goes on from the last.
     """
-    import resource
-    import signal
-
-    whole = run(model, save_every=4, log_every=1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def fill(state: TrainState, record: dict) -> None:
-        if record["step"] == 10:  # some time after the checkpoint of step 8 was begun
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-
-    options = {"folder": tmp_path / "run", "save_every": 4, "log_every": 1}
-    try:
-        with pytest.raises(OSError, match=r"could not be written to .*run\. Those of the steps \["):
-            run(model, callbacks=[fill], **options)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-    with Checkpoints(tmp_path / "run") as checkpoints:
+    folder = tmp_path / "run"
+    # In a process of its own, since orbax leaves threads and tasks behind after an error.
+    result = run_python(ON_A_FULL_DISK.replace("FOLDER", repr(str(folder))))
+    message = rf"could not be written to {re.escape(str(folder))}\. Those of the steps \["
+    assert re.search(message, result.stdout), result.stderr
+    with Checkpoints(folder) as checkpoints:
         assert checkpoints.steps
         assert set(checkpoints.steps) <= {4, 8}
-    resumed = run(model, **options)
+    options = {"save_every": 4, "log_every": 1}
+    resumed, whole = run(model, folder=folder, **options), run(model, **options)
     assert resumed.history == whole.history
     assert_equal(resumed.model, whole.model)
+
+
+ON_A_FULL_DISK = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import resource, signal
+import jax
+jax.config.update("jax_default_matmul_precision", "highest")
+import eqxbert
+from helpers import run_python, tiny_config
+from training.test_fit import run
+
+def fill(state, record):
+    if record["step"] == 10:  # some time after the checkpoint of step 8 was begun
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = eqxbert.BertForMaskedLM(tiny_config(), key=jax.random.key(0))
+try:
+    run(model, folder=FOLDER, save_every=4, log_every=1, callbacks=[fill])
+except OSError as error:
+    print(error)
+"""

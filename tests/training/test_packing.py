@@ -15,9 +15,9 @@ from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 import eqxbert
-from eqxbert.nn import IGNORED_LABEL
+from eqxbert.nn import IGNORED_LABEL, segment_mask, segment_positions
 from eqxbert.training.masking import mask_tokens
-from eqxbert.training.packing import Packing, pack_sequences, plan_packing, segment_mask
+from eqxbert.training.packing import Packing, pack_sequences, plan_packing
 
 SEQ = 17
 
@@ -106,12 +106,13 @@ def test_as_literals():
     assert {name: array.tolist() for name, array in inputs.items()} == {
         "input_ids": [[2, 9, 9, 9, 3, 1], [2, 8, 3, 2, 3, 1]],
         "token_type_ids": [[0, 0, 1, 1, 1, 0], [0, 0, 1, 0, 1, 0]],
-        "position_ids": [[0, 1, 2, 3, 4, 0], [0, 1, 2, 0, 1, 0]],
         "segment_ids": [[2, 2, 2, 2, 2, 0], [1, 1, 1, 3, 3, 0]],
     }
     assert {array.dtype for array in inputs.values()} == {np.dtype(np.int32)}
     assert packing.rows.tolist() == [1, 0, 1]
     assert packing.starts.tolist() == [0, 0, 3]
+    positions = segment_positions(inputs["segment_ids"])
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 0], [0, 1, 2, 0, 1, 0]]
     mask = segment_mask(inputs["segment_ids"])
     assert mask.dtype == bool
     assert mask[1].astype(int).tolist() == [
@@ -135,7 +136,6 @@ def test_what_is_packed_is_unpacked():
         inputs, packing = pack_sequences(sequences, seq=seq)
         expected = {
             "input_ids": sequences,
-            "position_ids": [np.arange(length) for length in lengths],
             "segment_ids": [np.full(length, i + 1) for i, length in enumerate(lengths)],
         }
         for name, parts in expected.items():
@@ -146,18 +146,18 @@ def test_what_is_packed_is_unpacked():
         assert np.sum(labels == IGNORED_LABEL) == labels.size - sum(lengths)
 
 
-def test_masks_are_made_where_the_segments_are():
-    """Any number of leading axes; of NumPy's arrays on the host, of JAX's where these are."""
-    segments = np.random.default_rng(0).integers(0, 3, (2, 3, 5), np.int32)
+def test_positions_and_masks_of_any_number_of_axes():
+    segments = np.sort(np.random.default_rng(0).integers(0, 3, (2, 3, 5), np.int32), axis=-1)
     expected = np.array(
         [[[[a == b for b in row] for a in row] for row in rows] for rows in segments]
     )
-    assert isinstance(segment_mask(segments), np.ndarray)
     assert np.array_equal(segment_mask(segments), expected)
     assert np.array_equal(segment_mask(segments[0, 0]), expected[0, 0])
-    compiled = jax.jit(segment_mask)(segments)
-    assert isinstance(compiled, jax.Array)
-    assert np.array_equal(compiled, expected)
+    before = np.cumsum(np.eye(3, dtype=int)[segments], axis=-2) - 1
+    places = np.take_along_axis(before, segments[..., None], axis=-1)[..., 0]
+    places[segments == 0] = 0
+    assert np.array_equal(segment_positions(segments), places)
+    assert np.array_equal(segment_positions(segments[0, 0]), places[0, 0])
 
 
 # Models
@@ -176,9 +176,7 @@ def states_alone(model: Any, ids: jax.Array, types: jax.Array) -> jax.Array:
 
 @quick_jit
 def packed_states(model: Any, inputs: dict[str, jax.Array]) -> jax.Array:
-    inputs = dict(inputs)
-    mask = segment_mask(inputs.pop("segment_ids"))
-    return model(**inputs, attention_mask=mask).last_hidden_state
+    return model(**inputs).last_hidden_state
 
 
 @pytest.mark.parametrize("position_type", ["absolute", "relative_key_query"])
@@ -194,6 +192,31 @@ def test_outputs_are_those_of_the_sequences_alone(position_type, key):
         for alone, of_type, state in zip(ids, types, states, strict=True):
             expected = states_alone(model, alone[None], of_type[None])[0]
             assert max_difference(state, expected) < FLOAT64
+
+
+def test_rows_may_be_longer_than_any_sequence(key):
+    """Positions count in each sequence, and so may be more than the model has in a row."""
+    model = eqxbert.BertModel(tiny_config(), key=key)
+    ids, types = sequences_of([17, 9, 16])
+    inputs, packing = pack_sequences(ids, types, seq=3 * SEQ)
+    assert packing.shape == (1, 3 * SEQ)
+    states = packing.unpack(packed_states(model, inputs))
+    for alone, of_type, state in zip(ids, types, states, strict=True):
+        expected = states_alone(model, alone[None], of_type[None])[0]
+        assert max_difference(state, expected) < FLOAT32
+
+
+def test_segments_that_make_no_sense(key):
+    model = eqxbert.BertForCausalLM(tiny_config(is_decoder=True), key=key)
+    ids = np.ones((2, 5), np.int32)
+    segments = np.ones((2, 5), np.int32)
+    with pytest.raises(ValueError, match="either attention_mask or segment_ids; both were given"):
+        model(ids, np.ones((2, 5), bool), segment_ids=segments)
+    with pytest.raises(ValueError, match="segment_ids was given with a cache"):
+        model(ids, segment_ids=segments, cache=model.init_cache(2, 8))
+    long = np.ones((1, 20), np.int32)
+    with pytest.raises(ValueError, match=r"there would be 20 in a row, but .* positions for 17"):
+        model(long, segment_ids=long)
 
 
 def test_no_sequence_sees_another(key):
@@ -230,7 +253,6 @@ def test_losses_and_gradients_are_those_of_the_sequences_alone(key):
     }
     assert (inputs["labels"] != IGNORED_LABEL).sum() > 5
     loss = quick_jit(jax.value_and_grad(lambda model, inputs: model(**inputs).loss))
-    packed["attention_mask"] = segment_mask(packed.pop("segment_ids"))
     value, gradient = loss(model, packed)
     expected, expected_gradient = loss(model, inputs)
     assert abs(float(value - expected)) < FLOAT32

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...nn import IGNORED_LABEL
-from ...training.batches import batch_indices, check_count
+from ...training.batches import batch_indices, check_count, host_rows
 from ..batching import buckets, plan_batches, started_ahead, usual_tokens_per_batch
 from ..tokenizer import pad_rows
 
@@ -77,10 +77,15 @@ class Features:
             return inputs
         return {name: x.reshape(rows, choices, seq) for name, x in inputs.items()}
 
-    def batch(self, indices: Int[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
-        """The arguments for some rows, with labels, padded to one of a few lengths."""
+    def batch(
+        self, indices: Int[np.ndarray, " all_rows"], part: slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """The arguments for some rows, with labels, padded to one of a few lengths; or for a part
+        of these rows, padded as all are.
+        """
         longest = int(self.lengths[indices].max())
         seq = next(size for size in buckets(self.max_length) if size >= longest)
+        indices = indices[part]
         batch = self.inputs(indices, rows=len(indices), seq=seq)
         for name, labels in self.labels.items():
             if isinstance(labels, np.ndarray):
@@ -99,20 +104,29 @@ class TrainBatches:
     """
 
     def __init__(
-        self, features: Features, *, batch_size: int, seed: int, group_by_length: bool = False
+        self,
+        features: Features,
+        *,
+        batch_size: int,
+        seed: int,
+        group_by_length: bool = False,
+        host: int = 0,
+        hosts: int = 1,
     ):
         """**Arguments:**
 
         - `features`: what they are made of.
-        - `batch_size`: the number of rows in each.
+        - `batch_size`: the number of rows in each, those of all hosts together.
         - `seed`: each has an order of its own.
         - `group_by_length`: whether a batch is of rows of similar lengths. There is less padding,
             but more shapes are compiled, and the order is less random: in each 50 batches, rows are
             sorted by length.
+        - `host`, `hosts`: which part of each batch is made, of how many, as in `batch_indices`.
 
-        **Raises:** `ValueError` if there are no rows, or `batch_size` is not positive.
+        **Raises:** `ValueError` if there are no rows, `batch_size` is not positive, or a batch
+        cannot be split so.
         """
-        check_count("batch_size", batch_size, 1)
+        self._part = host_rows(batch_size, host, hosts)
         check_count("seed", seed)
         if len(features) == 0:
             raise ValueError("There are no examples.")
@@ -125,11 +139,13 @@ class TrainBatches:
         return -(-len(self.features) // self.batch_size)
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """The arguments of the model, labels included, in a step counted from 0."""
-        return self.features.batch(self.indices(step))
+        """The arguments of the model, labels included, in a step counted from 0; the host's part of
+        them.
+        """
+        return self.features.batch(self.indices(step), self._part)
 
     def indices(self, step: int) -> Int[np.ndarray, " batch_size"]:
-        """The rows in the batch of a step."""
+        """The rows in the batch of a step, those of all hosts."""
         if not self.group_by_length:
             return batch_indices(len(self.features), self.batch_size, seed=self.seed, step=step)
         together = min(_BATCHES_SORTED_TOGETHER, len(self))

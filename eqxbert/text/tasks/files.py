@@ -20,7 +20,9 @@ Row = tuple[str, dict[str, Any]]
 """Where an example is from, and its fields."""
 
 
-def read_examples(kind: type[E], path: str | PathLike[str]) -> list[E]:
+def read_examples(
+    kind: type[E], path: str | PathLike[str], *, labels: str | None = None
+) -> list[E]:
     """The examples in a file, which is told by the ending of its name:
 
     - `.jsonl`: on each line an object, with the fields of the class.
@@ -39,6 +41,7 @@ def read_examples(kind: type[E], path: str | PathLike[str]) -> list[E]:
 
     - `kind`: the class of the examples.
     - `path`: the file.
+    - `labels`: the field with the labels, if each example must have one.
 
     **Raises:** `ValueError` that names the line of what is not as described, or lacks a field;
     `FileNotFoundError`.
@@ -58,14 +61,18 @@ def read_examples(kind: type[E], path: str | PathLike[str]) -> list[E]:
             f"{path}: the name of a file of examples must end in {' or '.join(readers)} here."
         )
     fields = [field for field in dataclasses.fields(kind) if field.name != "source"]
-    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    needed = [
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING or field.name == labels
+    ]
     examples, unused = [], {}
     for source, row in readers[path.suffix](path):
         if missing := [name for name in needed if row.get(name) is None]:
             raise ValueError(
                 f"{source} has no {' and no '.join(missing)}, but {', '.join(row) or 'nothing'}. "
                 f"There must be {', '.join(needed)}; there may be "
-                f"{', '.join(f.name for f in fields if f.name not in needed)}."
+                f"{', '.join(f.name for f in fields if f.name not in needed) or 'no more'}."
             )
         known = {field.name: row.pop(field.name) for field in fields if field.name in row}
         unused |= row
@@ -106,6 +113,14 @@ def _json(text: str, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{source} holds a JSON {type(values).__name__}, not an object.")
     return values
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read_table(path: Path) -> Iterator[Row]:
@@ -149,6 +164,11 @@ def _read_conll(path: Path) -> Iterator[Row]:
     words: list[Sequence[str]] = []
     start = 1
     for number, (source, line) in enumerate([*_lines(path), ("", "")], start=1):
+        if line.startswith("{") and _is_json(line):
+            raise ValueError(
+                f"{source} is a JSON object, expected a word and a label. The name of a file of "
+                "JSON lines must end in .jsonl."
+            )
         if line.strip(" \t") and not line.startswith("-DOCSTART-"):
             columns = line.strip(" ").split("\t" if "\t" in line else " ")
             if len(columns) < 2 or not columns[0] or not columns[-1]:

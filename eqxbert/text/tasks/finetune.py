@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
@@ -21,6 +20,7 @@ from ...training.batches import check_count
 from ..run_folder import (
     METRICS,
     begin_run,
+    check_finite,
     fingerprint,
     open_run,
     read_metrics,
@@ -35,7 +35,7 @@ from .multiple_choice import MultipleChoice
 from .question_answering import QuestionAnswering
 from .sentence_embedding import SentenceEmbedding
 from .sequence_classification import SequenceClassification
-from .task import Task
+from .task import Task, are_named
 from .token_classification import TokenClassification
 
 logger = logging.getLogger("eqxbert")
@@ -43,29 +43,29 @@ logger = logging.getLogger("eqxbert")
 
 class _Kind(NamedTuple):
     """A kind of task: its class and, of two that share one, what tells them apart: the
-    `problem_type` of the model, or an option of the task.
+    `problem_type` of the model, or an option of the task. And the field of its examples that has
+    their labels; None if there are none.
     """
 
     task_class: type[Task[Any]]
     problem_type: str | None = None
     options: Mapping[str, Any] = MappingProxyType({})
+    labels: str | None = "label"
 
 
 TASKS = {
     "classification": _Kind(SequenceClassification, "single_label_classification"),
     "multi-label-classification": _Kind(SequenceClassification, "multi_label_classification"),
     "regression": _Kind(SequenceClassification, "regression"),
-    "token-classification": _Kind(TokenClassification),
-    "question-answering": _Kind(QuestionAnswering),
+    "token-classification": _Kind(TokenClassification, labels="labels"),
+    "question-answering": _Kind(QuestionAnswering, labels="answers"),
     "multiple-choice": _Kind(MultipleChoice),
-    "sentence-embeddings": _Kind(SentenceEmbedding),
+    "sentence-embeddings": _Kind(SentenceEmbedding, labels=None),
     "sentence-similarity": _Kind(SentenceEmbedding, options={"is_scored": True}),
 }
 """Tasks by their names."""
 
 _SAVE_EVERY = 500  # steps
-# Those that a configuration has if it does not say how labels are called.
-_DEFAULT_NAME = re.compile(r"LABEL_\d+")
 
 
 def finetune(
@@ -83,6 +83,7 @@ def finetune(
     weight_decay: float = 0.01,
     max_length: int | None = None,
     group_by_length: bool = False,
+    no_answer_threshold: float | int | None = None,
     dtype: DTypeLike | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -109,6 +110,8 @@ def finetune(
     - `learning_rate`, `warmup`, `weight_decay`: as in `adamw`. It falls linearly.
     - `max_length`: how many tokens an input may have; None for what is usual in the task.
     - `group_by_length`: as in `Task.train_batches`.
+    - `no_answer_threshold`: for questions, some of which have no answer; as in
+        `QuestionAnswering`.
     - `dtype`: what is computed in; None for float32.
     - `seed`: another one for another order, another new head, and other dropout.
     - `progress`: whether to show a progress bar; if None, in a terminal.
@@ -116,7 +119,9 @@ def finetune(
     **Returns:** the metrics on `dev` of the model that is written, and its `step`.
 
     **Raises:** `ValueError` for files that cannot be read, labels that the model does not have,
-    values out of range, and a folder that holds something else; `FileNotFoundError`.
+    values out of range, and a folder that holds something else; `FileNotFoundError`;
+    `FloatingPointError` if the model, or its loss on `dev`, is not finite in the end, or no step
+    had finite gradients.
     """
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -141,6 +146,7 @@ def finetune(
         "weight_decay": weight_decay,
         "max_length": max_length,
         "group_by_length": group_by_length,
+        "no_answer_threshold": no_answer_threshold,
         "dtype": None if dtype is None else jnp.dtype(dtype).name,
         "seed": seed,
     }
@@ -149,8 +155,9 @@ def finetune(
         logger.warning("%s holds the result of this very run; there is nothing to do.", folder)
         return known
 
-    examples = read_examples(kind.task_class.example_class, train)
-    dev_examples = None if dev is None else read_examples(kind.task_class.example_class, dev)
+    example_class = kind.task_class.example_class
+    examples = read_examples(example_class, train, labels=kind.labels)
+    dev_examples = None if dev is None else read_examples(example_class, dev, labels=kind.labels)
     head_key, key = jax.random.split(jax.random.key(seed))
     changes: dict[str, Any] = {}
     if kind.problem_type is not None:
@@ -161,6 +168,12 @@ def finetune(
     options = dict(kind.options)
     if max_length is not None:
         options["max_length"] = max_length
+    if no_answer_threshold is not None:
+        if kind.task_class is not QuestionAnswering:
+            raise ValueError(
+                f"no_answer_threshold is {no_answer_threshold}, but the task has no questions."
+            )
+        options["no_answer_threshold"] = no_answer_threshold
     work, untrained = kind.task_class.load(model, key=head_key, changes=changes, **options)
     batches = work.train_batches(
         examples, batch_size=batch_size, seed=seed, group_by_length=group_by_length
@@ -189,6 +202,7 @@ def finetune(
     if result.evaluations:
         best = max(result.evaluations, key=lambda record: _goodness(record[work.main_metric]))
         metrics = best | {"evaluations": result.evaluations}
+    check_finite(result.model, metrics, folder)
     with staged_folder(folder) as staging:
         work.write(result.model, staging)
         write_json(staging / METRICS, metrics)
@@ -204,7 +218,8 @@ def _label_names(
 ) -> list[str] | None:
     """The names of the model's labels; None if there are none to name.
 
-    **Raises:** `ValueError` if the model was trained for other labels.
+    **Raises:** `ValueError` if the model was trained for other labels, or a new head would tell
+    apart a single class.
     """
     has_head = kind.task_class in (SequenceClassification, TokenClassification)
     is_regression = kind.problem_type == "regression"
@@ -225,10 +240,17 @@ def _label_names(
             )
         return ["LABEL_0"] if is_new else known
     if is_new:
-        return class_names(_labels(examples)) if labels is None else list(labels)
+        names = class_names(_labels(examples)) if labels is None else list(labels)
+        occurring = {str(label) for label in _labels(examples)} if labels is None else {*names}
+        if len(occurring) == 1 and kind.problem_type != "multi_label_classification":
+            raise ValueError(
+                f"The only label is {occurring.pop()!r}: there is nothing to tell it from. Give "
+                "examples of other classes, or the names of all classes (labels)."
+            )
+        return names
     if labels is None or list(labels) == known:
         return known
-    if len(labels) == len(known) and all(map(_DEFAULT_NAME.fullmatch, known)):
+    if len(labels) == len(known) and not are_named(known):
         return list(labels)
     raise ValueError(
         f"The labels given are {', '.join(labels)}, but {model} was trained for "

@@ -1,6 +1,7 @@
 """Questions whose answers are spans of a text."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from .examples import Example, as_examples, check_labelled
 from .features import Features
 from .squad import answer_f1, exact_match
 from .task import Metrics, Task
+
+logger = logging.getLogger("eqxbert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +161,20 @@ class QuestionAnswering(Task[QuestionExample]):
         self, examples: Iterable[QuestionExample | Mapping[str, Any]]
     ) -> Callable[[Any], Metrics]:
         """**Returns:** SQuAD's `exact_match` and `f1`, the means over all questions, from 0 to 1.
-        And `loss`, the mean over all windows.
+        And `loss`, the mean over all windows. A warning tells of questions without answers, if
+        there is no `no_answer_threshold`.
         """
         questions = as_examples(QuestionExample, examples)
         features, windows, gold = self._labelled_features(questions)
         contexts = [question.context for question in questions]
+        unanswerable = sum(not answers for answers in gold)
+        if unanswerable and self.no_answer_threshold is None:
+            logger.warning(
+                "%d of %d questions have no answer, but the model is always to give one: these "
+                "count as wrong. Give a no_answer_threshold, such as 0.",
+                unanswerable,
+                len(gold),
+            )
         labels = np.stack([features.labels[f"{side}_positions"] for side in ("start", "end")], -1)
 
         def evaluate(model: Any) -> Metrics:

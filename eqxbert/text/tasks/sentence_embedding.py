@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from ...training.batches import batch_indices, check_count
+from ...training.batches import batch_indices, check_count, host_rows
 from ...training.contrastive import contrastive_loss, similarity_loss
 from ...training.loss import LossFunction
 from ..pooling import SentenceModel
@@ -117,12 +117,21 @@ class SentenceEmbedding(Task[PairExample]):
         batch_size: int = 32,
         seed: int = 0,
         group_by_length: bool = False,
+        host: int = 0,
+        hosts: int = 1,
     ) -> "PairBatches":
         if group_by_length:
             raise ValueError("Pairs are not grouped by length: their texts have two.")
         pairs = self._pairs(examples)
         labels = np.array([pair.label for pair in pairs], np.float32) if self.is_scored else None
-        return PairBatches(self._features(pairs), labels, batch_size=batch_size, seed=seed)
+        return PairBatches(
+            self._features(pairs),
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            host=host,
+            hosts=hosts,
+        )
 
     def predict(
         self, model: SentenceModel, examples: Iterable[PairExample | Mapping[str, Any]]
@@ -204,17 +213,20 @@ class PairBatches:
         *,
         batch_size: int,
         seed: int,
+        host: int = 0,
+        hosts: int = 1,
     ):
         """**Arguments:**
 
         - `features`: two rows for each pair, its first text and its second.
         - `labels`: how similar they are.
-        - `batch_size`: the number of pairs in each.
+        - `batch_size`: the number of pairs in each, those of all hosts together.
         - `seed`: each has an order of its own.
+        - `host`, `hosts`: which part of each batch is made, of how many, as in `batch_indices`.
 
-        **Raises:** `ValueError` if a number is out of range.
+        **Raises:** `ValueError` if a number is out of range, or a batch cannot be split so.
         """
-        check_count("batch_size", batch_size, 1)
+        self._part = host_rows(batch_size, host, hosts)
         check_count("seed", seed)
         self.features, self.labels = features, labels
         self.batch_size, self.seed = batch_size, seed
@@ -228,15 +240,17 @@ class PairBatches:
         return -(-self.pairs // self.batch_size)
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """The batch of a step, counted from 0."""
+        """The batch of a step, counted from 0; the host's part of it."""
         chosen: Int[np.ndarray, " batch_size"] = batch_indices(
             self.pairs, self.batch_size, seed=self.seed, step=step
         )
         texts = {
-            "anchors": self.features.batch(2 * chosen),
-            "candidates": self.features.batch(2 * chosen + 1),
+            "anchors": self.features.batch(2 * chosen, self._part),
+            "candidates": self.features.batch(2 * chosen + 1, self._part),
         }
-        return texts if self.labels is None else texts | {"labels": self.labels[chosen]}
+        if self.labels is None:
+            return texts
+        return texts | {"labels": self.labels[chosen[self._part]]}
 
 
 def pair_features(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int) -> Features:

@@ -1,6 +1,7 @@
 """What all tasks have in common: from examples to batches to train on, and to metrics."""
 
 import abc
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,12 +13,21 @@ from jaxtyping import PRNGKeyArray
 
 from ...config import BertConfig
 from ...convert.pretrained import write_model
+from ...models import model_class_of
 from ...training.loss import LossFunction, model_loss
 from ..tokenizer import Tokenizer
 from .examples import E, Example
 from .features import Features, TrainBatches, run
 
 Metrics = dict[str, float]
+
+# Those that a configuration has if it does not say how labels are called.
+_DEFAULT_NAME = re.compile(r"LABEL_\d+")
+
+
+def are_named(labels: Iterable[str]) -> bool:
+    """Whether labels have names of their own."""
+    return not all(map(_DEFAULT_NAME.fullmatch, labels))
 
 
 class Task(abc.ABC, Generic[E]):
@@ -95,8 +105,10 @@ class Task(abc.ABC, Generic[E]):
         - `changes`: of the model's configuration, such as its `id2label`.
         - `options`: arguments of the task.
 
-        **Raises:** as `from_pretrained`, and as the task itself.
+        **Raises:** as `from_pretrained`, and as the task itself; `ValueError` if `changes` give
+        other names to what a head was trained for.
         """
+        _check_names(cls.model_class, path_or_id, changes)
         model = cls.model_class.from_pretrained(path_or_id, key=key, **changes)
         return cls(Tokenizer.from_pretrained(path_or_id), model.config, **options), model
 
@@ -131,13 +143,15 @@ class Task(abc.ABC, Generic[E]):
         batch_size: int = 32,
         seed: int = 0,
         group_by_length: bool = False,
+        host: int = 0,
+        hosts: int = 1,
     ) -> Any:
         """Batches to train on, in random order.
 
         **Arguments:**
 
         - `examples`: with labels.
-        - `batch_size`, `seed`, `group_by_length`: see `TrainBatches`.
+        - `batch_size`, `seed`, `group_by_length`, `host`, `hosts`: see `TrainBatches`.
 
         **Raises:** as `features` and `TrainBatches`.
         """
@@ -146,6 +160,8 @@ class Task(abc.ABC, Generic[E]):
             batch_size=batch_size,
             seed=seed,
             group_by_length=group_by_length,
+            host=host,
+            hosts=hosts,
         )
 
     def run(
@@ -162,3 +178,25 @@ class Task(abc.ABC, Generic[E]):
                 f"{', '.join(ours.values())}. Make the task with the configuration of the model."
             )
         return run(model, features, outputs)
+
+
+def _check_names(
+    model_class: type[Any], path_or_id: str | PathLike[str], changes: Mapping[str, Any]
+) -> None:
+    names = {name: changes[name] for name in ("id2label", "label2id") if name in changes}
+    if not names:
+        return
+    config = BertConfig.from_pretrained(path_or_id)
+    known, wanted = list(config.id2label.values()), list(config.replace(**names).id2label.values())
+    # Of another number, the head would not fit; without names of their own, they are given some.
+    if (
+        model_class_of(config) is model_class
+        and len(wanted) == len(known)
+        and wanted != known
+        and are_named(known)
+    ):
+        raise ValueError(
+            f"The labels given are {', '.join(wanted)}, but the head of {path_or_id} was trained "
+            f"for {', '.join(known)}, in this order: it would give them wrong names. Leave them "
+            "out, or give it another head: model.with_labels(labels, key=key)."
+        )

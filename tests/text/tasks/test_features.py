@@ -115,6 +115,23 @@ class TestOrder:
         assert len({tuple(each) for each in orders}) == 3
 
 
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_the_parts_of_all_hosts_are_the_batch(hosts, group_by_length):
+    """Padded to one length, though the longest row is one host's."""
+    options = {"batch_size": 8, "seed": 3, "group_by_length": group_by_length}
+    whole = TrainBatches(random_features(), **options)
+    parts = [
+        TrainBatches(random_features(), **options, host=host, hosts=hosts) for host in range(hosts)
+    ]
+    for step in (0, 1, 17):
+        batches = [part(step) for part in parts]
+        for name, values in whole(step).items():
+            joined = np.concatenate([batch[name] for batch in batches])
+            np.testing.assert_array_equal(joined, values)
+            assert len(batches[0][name]) == 8 // hosts
+
+
 def test_grouping_by_length_saves_padding():
     rows = random_features(1000)
 
@@ -138,6 +155,8 @@ def test_groups_do_not_begin_with_the_short_ones():
     [
         ({"batch_size": 0}, "batch_size must be an integer from 1"),
         ({"seed": -1}, "seed must be an integer from 0"),
+        ({"hosts": 3}, "batch of 2 cannot be split evenly over 3 hosts"),
+        ({"host": 2, "hosts": 2}, "host is 2, expected 0 to 1"),
     ],
 )
 def test_arguments_out_of_range(options, message):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,17 @@ class TestConll:
         with pytest.raises(ValueError, match=f"{path}, line 2 must have a word and a label"):
             read_examples(WordsExample, path)
 
+    def test_of_json_lines(self, tmp_path):
+        """They would be read as words and labels: `{"words":` and `"labels":["O"]}`."""
+        lines = ['{"words": ["a"], "labels":["O"]}', '{"words": ["b"], "labels":["B-x"]}']
+        path = write(tmp_path, "x.txt", "\n".join(lines))
+        message = f"{path}, line 1 is a JSON object, .* must end in .jsonl"
+        with pytest.raises(ValueError, match=message):
+            read_examples(WordsExample, path)
+        path = write(tmp_path, "x.txt", "{ O\n{} O\n")  # which are words
+        (example,) = read_examples(WordsExample, path)
+        assert example.words == ["{", "{}"]
+
 
 class TestSquad:
     def test_of_both_versions(self, tmp_path):
@@ -193,6 +205,17 @@ class TestSquad:
         path = write(tmp_path, "x.json", content)
         with pytest.raises(ValueError, match=f"{path} {message}"):
             read_examples(QuestionExample, path)
+
+
+def test_labels_may_be_needed(tmp_path):
+    path = write(tmp_path, "x.tsv", "text\tclass\na\tno\n")
+    assert read_examples(TextExample, path) == [TextExample("a", source=f"{path}, line 2")]
+    message = (
+        f"{path}, line 2 has no label, but text, class. There must be text, label; there may be "
+        "text_pair."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_examples(TextExample, path, labels="label")
 
 
 def test_columns_that_are_not_used_are_named_in_a_warning(tmp_path, caplog):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -333,6 +334,71 @@ def test_the_best_epoch_is_written(bert, tmp_path, monkeypatch, call_back):
     assert not jax.tree.all(jax.tree.map(np.array_equal, models[12], written))
 
 
+def test_a_model_that_is_not_finite_is_not_written(bert, tmp_path):
+    """Here in a place that no text comes to, so that all losses are finite."""
+    model = tmp_path / "model"
+    shutil.copytree(bert, model)
+    whole = eqxbert.BertModel.from_pretrained(model)
+
+    def positions(model: eqxbert.BertModel) -> jax.Array:
+        return model.embeddings.position.weight
+
+    eqx.tree_at(positions, whole, positions(whole).at[-1].set(np.inf)).save_pretrained(model)
+    message = r"^bert\.embeddings\.position\.weight has NaN or infinity .* is not written"
+    with pytest.raises(FloatingPointError, match=message):
+        run(model, tmp_path, dev=None)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"training.json", "checkpoints"}
+
+
+def test_a_model_whose_loss_is_not_finite_is_not_written(bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        SequenceClassification,
+        "evaluator",
+        lambda self, examples: lambda model: {"accuracy": 0.5, "loss": float("nan")},
+    )
+    with pytest.raises(FloatingPointError, match=r"^The loss of the model is nan in the end"):
+        run(bert, tmp_path)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"training.json", "checkpoints"}
+
+
+def test_questions_may_have_no_answer(bert, tmp_path):
+    """With this threshold, none has one."""
+    empty = json_lines(question=["a b"] * 8, context=TEXTS[:8], answers=[[]] * 8)
+    path = write(tmp_path, "question-answering", empty)
+    options = {"train": path, "epochs": 1, "learning_rate": 1e-5}
+    metrics = run(bert, tmp_path, "question-answering", no_answer_threshold=-100, **options)
+    assert metrics["exact_match"] == 1
+    metrics = run(bert, tmp_path, "question-answering", out=tmp_path / "other", **options)
+    assert metrics["exact_match"] < 1  # (an article alone is no word, hence right)
+
+
+class TestNamesOfATrainedHead:
+    """`Task.load` with other names than those that the head was trained for."""
+
+    def load(self, folder: Path, **changes: Any) -> Any:
+        return SequenceClassification.load(folder, key=jax.random.key(0), changes=changes)
+
+    def test_are_not_changed(self, classifier):
+        for changes in ({"id2label": {0: "yes", 1: "no"}}, {"label2id": {"yes": 0, "no": 1}}):
+            with pytest.raises(ValueError, match=r"yes, no, but the head of .* for no, yes, in"):
+                self.load(classifier / "out", **changes)
+        task, _ = self.load(classifier / "out", id2label={0: "no", 1: "yes"})
+        assert dict(task.config.id2label) == {0: "no", 1: "yes"}
+
+    def test_may_be_given_if_it_had_none(self, tmp_path, bert):
+        model = tmp_path / "model"
+        shutil.copytree(bert, model)
+        config = small_config(num_labels=2)
+        head = eqxbert.BertForSequenceClassification(config, key=jax.random.key(0))
+        head.save_pretrained(model)
+        task, _ = self.load(model, id2label={0: "yes", 1: "no"})
+        assert dict(task.config.id2label) == {0: "yes", 1: "no"}
+
+    def test_are_free_for_a_new_head(self, bert):
+        task, _ = self.load(bert, id2label={0: "yes", 1: "no"})
+        assert dict(task.config.id2label) == {0: "yes", 1: "no"}
+
+
 def test_without_dev_the_last_epoch_is_written(bert, tmp_path, call_back):
     models = {}
     call_back(lambda s, record: models.update({record["step"]: jax.tree.map(np.array, s.model)}))
@@ -390,8 +456,21 @@ ONE = {"text": "a", "label": "yes"}
     ("task", "content", "options", "message"),
     [
         ("classification", "", {}, "x.tsv has no examples"),
-        ("classification", "text\tlabel\na\t\n", {}, "There are no labels"),
-        ("classification", None, {"labels": ["no"]}, "line 2 has the label 'yes'. The model's"),
+        ("classification", "text\tlabel\na\t\n", {}, "line 2 has no label, but text. There must"),
+        ("classification", "text\tclass\na\tx\n", {}, "x.tsv, line 2 has no label, but text, cl"),
+        ("classification", "text\tlabel\na\tx\nb\tx\n", {}, "The only label is 'x': there is noth"),
+        ("classification", "text\tlabel\na\t1\nb\t1\n", {}, "The only label is '1': there is noth"),
+        ("classification", "text\tlabel\na\tx\n", {"labels": ["x"]}, "The only label is 'x'"),
+        (
+            "classification",
+            None,
+            {"labels": ["no", "?"]},
+            "line 2 has the label 'yes'. The model's",
+        ),
+        ("classification", None, {"no_answer_threshold": 0.0}, "the task has no questions"),
+        ("classification", None, {"train": "."}, r"\. is a folder; the name of a file is needed"),
+        ("classification", None, {"dev": "."}, r"\. is a folder; the name of a file is needed"),
+        ("token-classification", "a O\nb O", {}, "The only label is 'O': there is nothing to tell"),
         ("classification", "text\tlabel\na\t2\n", {"labels": ["a", "b"]}, "line 2 has the label"),
         ("classification", "text\tlabel\na\t-1\nb\t0\n", {"labels": ["a", "b"]}, "label '-1'"),
         ("classification", None, {"labels": "yes,no"}, "labels must be a sequence of strings"),
@@ -465,7 +544,7 @@ def test_what_is_wrong_leaves_nothing_behind(
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, task if task in TASKS else "classification", content)
     with pytest.raises(ValueError, match=message):
-        run(bert, tmp_path, task, train=path, **options)
+        run(bert, tmp_path, task, **{"train": path} | options)
     assert {file.name for file in tmp_path.iterdir()} == {path.name}
 
 
@@ -501,6 +580,12 @@ class TestCommand:
         assert rows == [f"{name}\t{value}" for name, value in metrics.items()]
         assert last == f"Written to {tmp_path / 'out'}."
         assert contents(tmp_path / "out") == contents(classifier / "out")
+
+    @pytest.mark.usefixtures("without_training")
+    def test_passes_the_threshold_on(self, bert, tmp_path, capsys):
+        assert main(self.arguments(bert, tmp_path, "--no-answer-threshold", "0.5")) == 1
+        message = capsys.readouterr().err
+        assert "no_answer_threshold is 0.5, but the task has no questions" in message
 
     @pytest.mark.usefixtures("without_training")
     def test_says_what_is_wrong(self, bert, tmp_path, capsys):

@@ -3,6 +3,7 @@ SQuAD, the best spans against trying all of them.
 """
 
 import collections
+import logging
 
 import numpy as np
 import pytest
@@ -269,6 +270,22 @@ def test_metrics(tokenizer):
     assert found["exact_match"] == pytest.approx(2 / 4)
     assert found["f1"] == pytest.approx((2 + 2 * 2 / 5) / 4)
     assert do.main_metric == "f1"
+
+
+def test_a_warning_if_answers_must_be_given_where_there_are_none(tokenizer, caplog):
+    examples = [question("a cat.", "cat"), question("the sat"), question("b")]
+
+    def warnings_of(**options: float) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "eqxbert"):
+            task(tokenizer, **options).evaluator(examples)
+        return [record.getMessage() for record in caplog.records]
+
+    (message,) = warnings_of()
+    assert message.startswith("2 of 3 questions have no answer, but the model is always to give")
+    assert warnings_of(no_answer_threshold=0.0) == []
+    del examples[1:]
+    assert warnings_of() == []
 
 
 def test_the_loss_is_the_models(tokenizer):

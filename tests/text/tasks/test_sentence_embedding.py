@@ -118,6 +118,17 @@ def test_the_same_batch_after_a_restart(encoder):
     assert jax.tree.all(jax.tree.map(np.array_equal, one(5), other(5)))
 
 
+def test_the_parts_of_all_hosts_are_the_batch(encoder):
+    task = SentenceEmbedding(encoder, is_scored=True)
+    pairs = [pair | {"label": i / 10} for i, pair in enumerate(letter_pairs(10, 0))]
+    pairs[3]["text"] = " ".join("abcdefghij")  # which one of the hosts has
+    whole = task.train_batches(pairs, batch_size=4)
+    parts = [task.train_batches(pairs, batch_size=4, host=host, hosts=2) for host in (0, 1)]
+    for step in range(5):
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *(part(step) for part in parts))
+        assert jax.tree.all(jax.tree.map(np.array_equal, joined, whole(step)))
+
+
 @pytest.mark.parametrize(
     ("examples", "message"),
     [

@@ -1,0 +1,154 @@
+"""What programs are made of, so that what makes them fast is not undone unnoticed: products and
+their accumulators, operations, copies. Nothing is timed.
+"""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_config
+
+import eqxbert
+from eqxbert.training import TrainState, adamw, make_train_step
+from eqxbert.training.step import _PART
+
+# Sizes that occur nowhere else, so that weights are known by their shapes.
+SIZES = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80, "vocab_size": 352}
+ROWS, SEQ, SLOTS = 64, 16, 3
+
+
+@pytest.fixture
+def model(key):
+    return eqxbert.BertForMaskedLM(tiny_config(**SIZES), key=key)
+
+
+def batch(rows: int = ROWS) -> dict[str, np.ndarray]:
+    return {
+        "input_ids": np.ones((rows, SEQ), np.int32),
+        "attention_mask": np.ones((rows, SEQ), bool),
+        "masked_positions": np.ones((rows, SLOTS), np.int32),
+        "labels": np.ones((rows, SLOTS), np.int32),
+    }
+
+
+def lowered_step(model, inputs, **options):
+    optimizer = adamw(1e-3, schedule="constant")
+    state = TrainState.create(model, optimizer, key=jax.random.key(0))
+    return make_train_step(optimizer, **options).lower(state, inputs)
+
+
+def products(text: str) -> list[tuple[str, str, str]]:
+    """The dtypes of the operands and the result of each product in a lowered program."""
+    found = re.findall(
+        r"stablehlo\.dot_general.*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\) -> "
+        r"tensor<[\dx]*(\w+)>",
+        text,
+    )
+    assert len(found) == text.count("stablehlo.dot_general")
+    return found
+
+
+class TestHalfPrecision:
+    def test_products_accumulate_in_float32(self, model):
+        half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+        text = eqx.filter_jit(half).lower(**batch()).as_text()
+        found = products(text)
+        layers = model.config.num_hidden_layers
+        assert len(found) == 8 * layers + 2  # and those of the head
+        assert set(found) == {("bf16", "bf16", "f32")}
+
+    def test_gradients_too(self, model):
+        text = lowered_step(model, batch(), dtype=jnp.bfloat16).as_text()
+        assert {result for *_, result in products(text)} == {"f32"}
+        # Those of attention's scores are in float32, as the scores are; all with weights are not.
+        halves = [operands for *operands, _ in products(text) if operands == ["bf16", "bf16"]]
+        layers = model.config.num_hidden_layers
+        assert len(halves) >= 3 * (6 * layers + 2)
+
+
+def test_masked_positions_save_the_vocabularys_product(model):
+    """In a whole step, by the operations that XLA counts."""
+    few = batch(8)
+    every = {name: x for name, x in few.items() if name != "masked_positions"}
+    every["labels"] = np.ones((8, SEQ), np.int32)
+
+    def operations(inputs) -> float:
+        return lowered_step(model, inputs, accumulate=1).lowered.cost_analysis()["flops"]
+
+    hidden, vocab = SIZES["hidden_size"], SIZES["vocab_size"]
+    words = 3 * 2 * 8 * (SEQ - SLOTS) * (hidden * vocab + hidden * hidden)
+    saved = operations(every) - operations(few)
+    assert 0.95 * words < saved < 1.3 * words
+
+
+def test_operations_are_those_of_the_products(model):
+    """Nothing is computed twice: the products with weights, and those of attention."""
+    hidden, wide = SIZES["hidden_size"], SIZES["intermediate_size"]
+    layers, tokens = model.config.num_hidden_layers, 4 * SEQ
+    weights = layers * (4 * hidden * hidden + 2 * hidden * wide)
+    attention = layers * 2 * SEQ * hidden
+    expected = 2 * tokens * (weights + attention)
+    ids = np.ones((4, SEQ), np.int32)
+    found = jax.jit(lambda ids: model.bert(ids)).lower(ids).cost_analysis()["flops"]
+    assert expected < found < 1.3 * expected
+
+
+def test_no_weight_is_copied(model):
+    """Not transposed, not converted: forward, weights are read where they are."""
+    leaves, structure = jax.tree.flatten(model)
+
+    def run(leaves, ids):
+        return jax.tree.unflatten(structure, leaves)(ids).logits
+
+    text = jax.jit(run).lower(leaves, np.ones((40, SEQ), np.int32)).compile().as_text()
+    hidden, wide, vocab = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["vocab_size"]
+    shapes = {(hidden, hidden), (hidden, wide), (wide, hidden), (vocab, hidden), (hidden, vocab)}
+    made = [
+        line.strip()
+        for line in text.splitlines()
+        for shape in shapes
+        if re.search(rf"= f32\[{shape[0]},{shape[1]}\]\S* (?!parameter|get-tuple-element)", line)
+    ]
+    assert not made, made
+
+
+class TestPartsOfAStep:
+    """On a CPU, unless it is said otherwise, a step is computed in parts."""
+
+    def loops(self, model, inputs, **options) -> int:
+        return lowered_step(model, inputs, **options).as_text().count("stablehlo.while")
+
+    def test_are_there_for_large_batches(self, model):
+        assert ROWS * SEQ == 2 * _PART
+        assert self.loops(model, batch()) > self.loops(model, batch(), accumulate=1)
+        assert self.loops(model, batch(ROWS // 2)) == self.loops(model, batch(), accumulate=1)
+
+    def test_change_no_number(self, model):
+        inputs = batch()
+        inputs["labels"][ROWS // 2 :, 1:] = -100
+        optimizer = adamw(1e-3, schedule="constant")
+        found = []
+        for accumulate in (None, 2):
+            state = TrainState.create(model, optimizer, key=jax.random.key(0))
+            state, metrics = make_train_step(optimizer, accumulate=accumulate)(state, inputs)
+            found.append((float(metrics["loss"]), state.model))
+        assert found[0][0] == found[1][0]
+        for ours, theirs in zip(*(jax.tree.leaves(m) for _, m in found), strict=True):
+            assert np.array_equal(ours, theirs)
+
+    def test_are_not_there_for_another_loss(self, model):
+        """It might hold the examples of a batch against one another."""
+
+        def loss(model, batch, key):
+            return model(**batch, key=key).loss
+
+        assert self.loops(model, batch(), loss=loss) == self.loops(
+            model, batch(), loss=loss, accumulate=1
+        )
+
+    def test_need_examples_in_front(self, model):
+        inputs = batch() | {"head_mask": np.ones((2, 4), np.float32)}
+        assert self.loops(model, inputs) == self.loops(model, inputs, accumulate=1)
