@@ -20,7 +20,7 @@ def test_python_blocks_run(minilm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = python_blocks()
-    assert len(blocks) == 10
+    assert len(blocks) == 12
     for block in blocks:
         local = re.sub(r'"(sentence-transformers|google-bert)/[\w.-]+"', repr(str(minilm)), block)
         exec(compile(local, str(README), "exec"), names)
