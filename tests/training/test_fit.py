@@ -115,6 +115,8 @@ def test_killed_twenty_times(tmp_path):
 
     root = str(Path(eqxbert.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "EQXBERT_TYPECHECK": ""}
+    # Of their own, since one that is killed may leave half a program there.
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "programs")
 
     def finish(name: str) -> dict[str, np.ndarray]:
         subprocess.run(command(name), stdout=subprocess.DEVNULL, check=True, env=environment)
