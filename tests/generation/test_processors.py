@@ -177,6 +177,80 @@ def test_generation_equals_transformers(pair, options):
     assert expected != plain
 
 
+@pytest.mark.parametrize("options", COMBINATIONS, ids=str)
+def test_generation_of_a_trained_model_equals_transformers(trained, options):
+    """Whose tokens are far from ties: it counts."""
+    model, reference = trained
+    prompts = np.arange(8, 16, dtype=np.int32)[:, None]
+    options = {"max_new_tokens": 10, "eos_token_id": EOS} | options
+    expected, _ = their_tokens(reference, prompts, **options)
+    assert our_tokens(generate(model, prompts, **options), 1) == expected
+
+
+class TestCasesOfTransformers:
+    """Those of its own tests of logits processors."""
+
+    def scores(self, ids: list[list[int]], vocab: int = 20) -> jax.Array:
+        return jnp.full((len(ids), vocab), 1 / vocab)
+
+    def test_repetition_penalty(self):
+        ids = jnp.array([[0, 1], [5, 0]], jnp.int32)
+        scores = self.scores([[], []]).at[0, 0].set(-1 / 20).at[1, 5].set(4 / 20)
+        found = p.repetition_penalty(2.0)(ids, scores, jnp.asarray(0))
+        expected = np.full((2, 20), 1 / 20)
+        expected[0, [0, 1]] = -1 / 20 * 2, 1 / 20 / 2
+        expected[1, [0, 5]] = 1 / 20 / 2, 4 / 20 / 2
+        assert max_difference(found, expected) < FLOAT32
+
+    @pytest.mark.parametrize(
+        ("size", "forbidden"),
+        [
+            (2, [[False, True, True], [True, False, False]]),
+            (3, [[False, False, False], [True, False, False]]),
+        ],
+    )
+    def test_no_repeat_ngram(self, size, forbidden):
+        ids = jnp.array([[1, 1, 2, 1], [0, 1, 0, 1]], jnp.int32)
+        found = p.no_repeat_ngram(size)(ids, self.scores([[], []], 3), jnp.asarray(0))
+        assert np.isneginf(found).tolist() == forbidden
+
+    def test_bad_words(self):
+        ids = jnp.array([[0, 1, 3, 1], [0, 1, 0, 1]], jnp.int32)
+        words = [[1], [1, 0], [0, 1, 2], [1, 3, 1, 3]]
+        found = p.forbid_words(words)(ids, self.scores([[], []], 5), jnp.asarray(0))
+        assert np.isneginf(found).tolist() == [
+            [True, True, False, True, False],
+            [True, True, True, False, False],
+        ]
+
+    @pytest.mark.parametrize(("tokens", "is_forbidden"), [(5, True), (15, False)])
+    def test_minimum_length(self, tokens, is_forbidden):
+        ids = jnp.ones((4, tokens), jnp.int32)
+        found = p.minimum_length(10, (0,))(ids, self.scores([[]] * 4), jnp.asarray(0))
+        assert np.isneginf(found)[:, 0].tolist() == [is_forbidden] * 4
+        assert not np.isinf(found)[:, 1:].any()
+
+    @pytest.mark.parametrize(("new", "is_forbidden"), [(2, True), (3, False)])
+    def test_minimum_new_tokens(self, new, is_forbidden):
+        ids = jnp.ones((4, 5 + new), jnp.int32)
+        found = p.minimum_new_tokens(3, (0,))(ids, self.scores([[]] * 4), jnp.asarray(new))
+        assert np.isneginf(found)[:, 0].tolist() == [is_forbidden] * 4
+
+    @pytest.mark.parametrize(("tokens", "is_forced"), [(1, True), (4, False)])
+    def test_forced_first_token(self, tokens, is_forced):
+        ids = jnp.ones((4, tokens), jnp.int32)
+        found = p.force_first(7)(ids, self.scores([[]] * 4), jnp.asarray(0))
+        assert np.isneginf(np.delete(found, 7, axis=1)).all() == is_forced
+        assert np.isfinite(found)[:, 7].all()
+
+    @pytest.mark.parametrize(("step", "is_forced"), [(4, True), (3, False)])
+    def test_forced_last_token(self, step, is_forced):
+        ids = jnp.ones((4, 4), jnp.int32)
+        found = p.force_last((0,), jnp.asarray(5))(ids, self.scores([[]] * 4), jnp.asarray(step))
+        assert np.isneginf(found)[:, 1:].all() == is_forced
+        assert np.isfinite(found)[:, 0].all()
+
+
 def test_generation_heeds_each_option():
     """In a chain that would always go on from 2 to 3 to 4 to 2, or else end, or else go to 5."""
     table = np.full((6, 6), -9.0)
