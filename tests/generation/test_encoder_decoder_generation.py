@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import torch
 from generation.references import (
     ENCODERS,
     EOS,
@@ -51,6 +52,28 @@ def test_generation_equals_transformers(encoder, end):
     del options["max_new_tokens"]
     of_length = generate(model, ids, mask, max_length=11, **options)
     assert np.array_equal(of_length.sequences, out.sequences)
+
+
+@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
+def test_generation_of_a_trained_model_equals_transformers():
+    """One that has learnt to repeat what it reads."""
+    reference = reference_encoder_decoder(seed=5)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=5e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        ids = torch.tensor(rng.integers(8, 14, (32, 3)))
+        labels = torch.cat([ids, torch.full((32, 1), EOS)], dim=1)
+        reference(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model = same_encoder_decoder(reference)
+    ids = rng.integers(8, 14, (8, 3), np.int32)
+    for options in ({}, {"num_beams": 3, "num_return_sequences": 2}):
+        options = {"max_new_tokens": 6, "eos_token_id": EOS} | options
+        expected, _ = their_tokens(reference, ids, np.ones_like(ids), **options)
+        assert our_tokens(generate(model, ids, **options), 1) == expected
+    repeated = [[*row.tolist(), EOS] for row in ids]
+    assert sum(a == b for a, b in zip(expected[::2], repeated, strict=True)) > 5
 
 
 def test_forced_first_and_last_tokens():
