@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # A micro-batch whose activations stay in the processor's cache is up to twice as fast as a large
 # one; a GPU wants its thousands of cores filled.
-_TOKENS_PER_BATCH = {"cpu": 1024}
+_TOKENS_PER_BATCH = {"cpu": 512}
 _TOKENS_PER_BATCH_ELSEWHERE = 65536
 # Batches that are started before the result of an earlier one is waited for.
 _AHEAD = 2
