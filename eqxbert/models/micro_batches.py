@@ -12,9 +12,15 @@ from jaxtyping import Array, Float
 
 T = TypeVar("T")
 
-# How many tokens a part has, at least half of it. On CPU, several times as many are up to half as
-# slow again, and thrice as slow where sequences are long.
+# Several times as many are up to half as slow again, and thrice as slow where sequences are long.
 _TOKENS = 1024
+# From this length on, attention's scores need the room in the cache of half the tokens.
+_LONG = 192
+
+
+def tokens_in_cache(seq: int) -> int:
+    """How many tokens, in sequences of length `seq`, a CPU is fastest with at a time."""
+    return _TOKENS if seq < _LONG else _TOKENS // 2
 
 
 def number_of_parts(x: Float[Array, "*batch seq hidden"]) -> int:
@@ -28,7 +34,7 @@ def number_of_parts(x: Float[Array, "*batch seq hidden"]) -> int:
         return 1
     if jax.default_backend() != "cpu" or not isinstance(x, DynamicJaxprTracer):
         return 1
-    return -(-rows // max(1, _TOKENS // seq))
+    return -(-rows // max(1, tokens_in_cache(seq) // seq))
 
 
 def in_parts(function: Callable[[Any], T], arguments: Any, parts: int, batch_ndim: int) -> T:

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import jax
 
+from ..models.micro_batches import tokens_in_cache
+
 T = TypeVar("T")
 
-# A micro-batch whose activations stay in the processor's cache is up to twice as fast as a large
-# one; a GPU wants its thousands of cores filled.
-_TOKENS_PER_BATCH = {"cpu": 512}
+# A GPU wants its thousands of cores filled.
 _TOKENS_PER_BATCH_ELSEWHERE = 65536
 # Batches that are started before the result of an earlier one is waited for.
 _AHEAD = 2
@@ -49,7 +49,11 @@ def buckets(max_length: int) -> list[int]:
 
 
 def plan_batches(
-    lengths: Sequence[int], *, max_length: int, tokens_per_batch: int
+    lengths: Sequence[int],
+    *,
+    max_length: int,
+    tokens_per_batch: int | None = None,
+    choices: int = 1,
 ) -> Iterator[Batch]:
     """Batches of texts of similar lengths, the shortest first.
 
@@ -60,7 +64,10 @@ def plan_batches(
 
     - `lengths`: the number of tokens of each text.
     - `max_length`: the greatest length there may be.
-    - `tokens_per_batch`: how many tokens a batch should have, padding included.
+    - `tokens_per_batch`: how many tokens a batch should have, padding included; if None, what suits
+        the device and the length.
+    - `choices`: how many sequences of its length each text is, such as a question with each of its
+        answers.
 
     **Raises:** `ValueError` if a text is longer than `max_length`.
     """
@@ -70,7 +77,8 @@ def plan_batches(
     start, total = 0, sum(lengths)
     sizes = buckets(max_length)
     for seq, longer in zip(sizes, [*sizes[1:], max_length], strict=True):
-        rows = max(1, tokens_per_batch // seq)
+        tokens = _usual_tokens(seq) if tokens_per_batch is None else tokens_per_batch
+        rows = max(1, tokens // (choices * seq))
         end = start
         while end < len(order) and lengths[order[end]] <= seq:
             end += 1
@@ -86,9 +94,10 @@ def plan_batches(
             start = end
 
 
-def usual_tokens_per_batch() -> int:
-    """How many tokens at once suit the device, padding included."""
-    return _TOKENS_PER_BATCH.get(jax.default_backend(), _TOKENS_PER_BATCH_ELSEWHERE)
+def _usual_tokens(seq: int) -> int:
+    """How many tokens at once suit the device, in sequences of length `seq`."""
+    on_cpu = jax.default_backend() == "cpu"
+    return tokens_in_cache(seq) if on_cpu else _TOKENS_PER_BATCH_ELSEWHERE
 
 
 def started_ahead(items: Iterable[T]) -> Iterator[T]:

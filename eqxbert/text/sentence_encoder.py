@@ -290,7 +290,7 @@ class SentenceEncoder:
         plan = batching.plan_batches(
             [len(row) for row in ids],
             max_length=self.max_seq_length,
-            tokens_per_batch=tokens_per_batch or batching.usual_tokens_per_batch(),
+            tokens_per_batch=tokens_per_batch,
         )
 
         def compute(batch: batching.Batch) -> Array:

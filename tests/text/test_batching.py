@@ -121,3 +121,16 @@ def test_a_few_left_over_join_the_next_bucket():
 
 def test_no_texts_need_no_batch():
     assert plan([], 256, 1024) == []
+
+
+def test_what_suits_a_cpu_depends_on_the_length():
+    """More tokens at a time in short sequences, whose scores are small."""
+    short = list(plan_batches([16] * 128, max_length=256))
+    long = list(plan_batches([256] * 4, max_length=256))
+    assert {(batch.rows, batch.seq) for batch in short} == {(64, 16)}
+    assert {(batch.rows, batch.seq) for batch in long} == {(2, 256)}
+
+
+def test_several_sequences_of_a_text_count_as_such():
+    batches = list(plan_batches([16] * 128, max_length=256, tokens_per_batch=1024, choices=4))
+    assert {(batch.rows, batch.seq) for batch in batches} == {(16, 16)}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ...nn import IGNORED_LABEL
 from ...training.batches import batch_indices, check_count, host_rows
-from ..batching import buckets, plan_batches, started_ahead, usual_tokens_per_batch
+from ..batching import buckets, plan_batches, started_ahead
 from ..tokenizer import pad_rows
 
 # Of so many batches, examples are sorted by length if they are to be of similar lengths: enough for
@@ -175,7 +175,7 @@ def run(
     plan = plan_batches(
         features.lengths.tolist(),
         max_length=features.max_length,
-        tokens_per_batch=usual_tokens_per_batch() // (features.choices or 1),
+        choices=features.choices or 1,
     )
     under_way = (
         (batch, compute(model, features.inputs(batch.indices, rows=batch.rows, seq=batch.seq)))
