@@ -8,14 +8,12 @@ import shutil
 import tempfile
 
 os.environ["EQXBERT_TYPECHECK"] = "1"
-# Most of the time goes to compiling, and many tests compile the same. (A folder for each process:
-# JAX's cache may be read while another process is writing to it.)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eqxbert-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import contextlib
 import gc
 import importlib.util
 from collections.abc import Iterator
@@ -24,7 +22,17 @@ from pathlib import Path
 import jax
 import pytest
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Most of the time goes to compiling, and many tests compile the same. Each process has a folder of
+# its own, since JAX's cache may be read while another process is writing to it; after each file,
+# the others are given links to what is new.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["EQXBERT_TESTS_CACHES"] = tempfile.mkdtemp(prefix="eqxbert-tests-")
+    atexit.register(shutil.rmtree, os.environ["EQXBERT_TESTS_CACHES"], ignore_errors=True)
+_CACHES = Path(os.environ["EQXBERT_TESTS_CACHES"])
+_CACHE = _CACHES / os.environ.get("PYTEST_XDIST_WORKER", "only")
+_CACHE.mkdir()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)  # of processes that tests start
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,6 +46,30 @@ _LONG = ("test_notebooks.py", "test_fit.py", "test_finetune.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left alone with one in the end."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most programs run once or twice, and are compiled in less time if the machine code is not
+    optimised. What XLA makes of them before is the same. Files marked `optimized` are about what a
+    user has; so is all that runs in other processes (notebooks, commands).
+    """
+    is_optimized = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not is_optimized)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def share_programs() -> Iterator[None]:
+    """With the other processes, when this one has written them."""
+    before = set(os.listdir(_CACHE))
+    yield
+    others = [folder for folder in _CACHES.iterdir() if folder != _CACHE]
+    for name in set(os.listdir(_CACHE)) - before:
+        for folder in others:
+            with contextlib.suppress(FileExistsError):
+                (folder / name).hardlink_to(_CACHE / name)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,6 +15,8 @@ from tolerances import ERROR_RATIO
 
 import eqxbert
 
+pytestmark = pytest.mark.optimized
+
 TEXTS = [
     "A man is playing a large flute.",
     "BERT was published in October 2018 by researchers at Google.",

@@ -15,6 +15,8 @@ import eqxbert
 from eqxbert.training import TrainState, adamw, make_train_step
 from eqxbert.training.step import _PART
 
+pytestmark = pytest.mark.optimized
+
 # Sizes that occur nowhere else, so that weights are known by their shapes.
 SIZES = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80, "vocab_size": 352}
 ROWS, SEQ, SLOTS = 64, 16, 3

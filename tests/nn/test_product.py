@@ -7,6 +7,8 @@ import pytest
 
 from eqxbert.nn import linear_product
 
+pytestmark = pytest.mark.optimized
+
 HALVES = [jnp.bfloat16, jnp.float16]
 SHAPES = [((5, 7), 3), ((2, 3, 8), 64), ((40,), 4), ((2, 0, 4), 6)]
 

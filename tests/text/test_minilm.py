@@ -12,6 +12,8 @@ from tolerances import SENTENCE_VECTORS
 
 import eqxbert
 
+pytestmark = pytest.mark.optimized
+
 HARDER = [
     "",
     " \n",

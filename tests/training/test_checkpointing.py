@@ -15,6 +15,8 @@ from eqxbert import BertForCausalLM, BertForMaskedLM, BertForSequenceClassificat
 from eqxbert.models.checkpointing import checkpoint_layers
 from eqxbert.training import TrainState, adamw, make_train_step
 
+pytestmark = pytest.mark.optimized
+
 POLICIES = {
     "nothing is kept": None,
     "products are kept": jax.checkpoint_policies.dots_saveable,
@@ -95,10 +97,10 @@ def check_that_no_number_changes(case: str, key: jax.Array) -> None:
         out = model(**inputs, **extras, key=key)
         return out.loss, out
 
-    expected = jax.grad(run, has_aux=True)(model)
+    expected = quick_jit(jax.grad(run, has_aux=True))(model)
     kinds = jax.tree.leaves(expected)
     assert sum(np.any(np.asarray(x)) for x in kinds) > 0.9 * len(kinds)
-    found = jax.grad(lambda m: run(m, None), has_aux=True)(model)
+    found = quick_jit(jax.grad(lambda m: run(m, None), has_aux=True))(model)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), found, expected)
 

@@ -125,18 +125,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_model_is_computed_in_half_precision(case):
     """With gradients in float32 that point where those of float32 do. Nothing is promoted silently:
-    the tests forbid it. Uncompiled: so the cases share what is compiled for each operation.
+    the tests forbid it.
     """
     model, batch = CASES[case]()
 
-    def loss(model: Any, dtype: Any) -> Any:
+    @functools.partial(quick_jit, static_argnums=1)
+    @jax.value_and_grad
+    def loss_and_gradient(model: Any, dtype: Any) -> Any:
         means = model_loss(for_compute(model, dtype), batch, None)
         return sum(m.share * m.mean for m in means)
 
-    exact, gradient = jax.value_and_grad(loss)(model, None)
+    exact, gradient = loss_and_gradient(model, None)
     exact_direction = flat(gradient)
     for dtype in HALVES:
-        value, gradient = jax.value_and_grad(loss)(model, dtype)
+        value, gradient = loss_and_gradient(model, dtype)
         assert value.dtype == jnp.float32
         assert dtypes(gradient) == {"float32"}
         assert float(value) == pytest.approx(float(exact), rel=0.03)

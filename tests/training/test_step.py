@@ -45,6 +45,8 @@ from eqxbert.training import (
     make_train_step,
 )
 
+pytestmark = pytest.mark.optimized
+
 STEPS, WARMUP, RATE, MAX_NORM = 20, 4, 1e-3, 0.5
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
