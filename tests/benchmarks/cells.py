@@ -11,6 +11,7 @@ from environments import UnavailableError
 DTYPES = ("float32", "bfloat16")
 SHAPES = ((1, 16), (8, 128), (32, 128), (8, 512))  # batch x tokens, all tokens real
 TRAIN_SHAPE = (16, 128)
+SENTENCE = "A man is playing a guitar on the street."
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,20 @@ def encode_cells(sentences: int | None, abstracts: int) -> list[Cell]:
     **Raises:** `UnavailableError` where the texts are not on this machine.
     """
     data = _data_folder()
-    collections = {
-        "sts-b": _sts_b_sentences(data)[:sentences],
-        "scifact": _scifact_abstracts(data)[:abstracts],
-    }
+    return _encode_cells(
+        {
+            "sts-b": _sts_b_sentences(data)[:sentences],
+            "scifact": _scifact_abstracts(data)[:abstracts],
+        }
+    )
+
+
+def latency_cells() -> list[Cell]:
+    """One short sentence at a time."""
+    return _encode_cells({"sentence": [SENTENCE]})
+
+
+def _encode_cells(collections: dict[str, list[str]]) -> list[Cell]:
     return [
         Cell("encode", "minilm", dtype, name, texts=texts)
         for name, texts in collections.items()

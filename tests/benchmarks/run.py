@@ -20,9 +20,10 @@ the median, least and greatest time of the rounds, and the ratio of the median t
 took twice as long. All peers share the first `--threads` CPUs that this process may use; start it
 under `taskset` to choose others.
 
-`encode` reads `sts-benchmark/sts-dev.csv` (STS-B's development pairs) and
-`scifact-corpus/corpus.jsonl` (SciFact's abstracts) in the folder that the environment variable
-EQXBERT_DATA names, and is left out without it.
+`encode` has a cell for the latency of one short sentence, and two for many texts, of
+`sts-benchmark/sts-dev.csv` (STS-B's development pairs) and `scifact-corpus/corpus.jsonl` (SciFact's
+abstracts) in the folder that the environment variable EQXBERT_DATA names. They are left out without
+it.
 
 `--only` takes parts of a name such as `forward/minilm/float32/8x128/openvino`, with commas between
 alternatives:
@@ -34,7 +35,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cells import SHAPES, Cell, encode_cells, forward_cells, train_cells
+from cells import SHAPES, Cell, encode_cells, forward_cells, latency_cells, train_cells
 from checkpoints import add_onnx, make_model
 from engines import Engine, environ, limit_cpus
 from environments import UnavailableError, python_of
@@ -93,6 +94,7 @@ def make_plan(options: argparse.Namespace, record: Record) -> Plan:
     """The cells in the order they are measured, each with the peers that take part."""
     cells = forward_cells(SHAPES[:1] if options.quick else SHAPES)
     cells += [] if options.quick else train_cells()
+    cells += latency_cells()
     try:
         cells += encode_cells(QUICK_TEXTS if options.quick else None, options.texts)
     except UnavailableError as reason:
