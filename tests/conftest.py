@@ -37,8 +37,10 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)
 
 
+_MANY_MAPS = 20_000
 # These take minutes each.
 _LONG = ("test_notebooks.py", "test_fit.py", "test_finetune.py")
 
@@ -48,16 +50,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONG)
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported is not looked through again for what is no longer needed."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
-def unoptimized(request: pytest.FixtureRequest) -> Iterator[None]:
+def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most programs run once or twice, and are compiled in less time if the machine code is not
     optimised. What XLA makes of them before is the same. Files marked `optimized` are about what a
     user has; so is all that runs in other processes (notebooks, commands).
     """
-    is_optimized = request.node.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not is_optimized)
-    yield
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,8 +90,10 @@ def forget_programs() -> Iterator[None]:
     Without this, the compiler would come to that limit after some thousands of tests, and crash.
     """
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > _MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.optimized
-
 README = Path(__file__).parents[1] / "README.md"
 
 

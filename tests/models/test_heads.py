@@ -28,7 +28,6 @@ from parity import (
     scale_heads,
     without_labels,
 )
-from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 import eqxbert
@@ -91,6 +90,7 @@ def test_in_float64_they_agree_to_the_last_digits(model_class, changes):
 
 
 def compare_with_the_reference(model_class: type, changes: dict, dtype: str) -> None:
+    """Uncompiled: so the tests share what is compiled for each operation."""
     reference = reference_model(model_class, **changes).to(getattr(torch, dtype))
     inputs = inputs_for(model_class, changes, dtype)
     expected = reference(**as_torch(inputs), **ALL)
@@ -103,7 +103,7 @@ def compare_with_the_reference(model_class: type, changes: dict, dtype: str) -> 
         out = model(**inputs, **ALL)
         return out.loss, out
 
-    gradient, ours = quick_jit(jax.grad(loss, has_aux=True))(same_model(reference, dtype))
+    gradient, ours = jax.grad(loss, has_aux=True)(same_model(reference, dtype))
     is_double = dtype == "float64"
     assert_same_outputs(ours, expected, FLOAT64 if is_double else FLOAT32)
     assert_same_gradients(gradient, reference, FLOAT64 if is_double else FLOAT32_GRADIENT)

@@ -10,8 +10,6 @@ from tolerances import FLOAT64
 import eqxbert
 from eqxbert.models import micro_batches
 
-pytestmark = pytest.mark.optimized
-
 SEQ = 16
 
 
