@@ -8,6 +8,9 @@ import shutil
 import tempfile
 
 os.environ["EQXBERT_TYPECHECK"] = "1"
+# Most programs run once or twice, and are compiled in less time if the machine code is not
+# optimised. What XLA makes of them before is the same.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,8 +40,6 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)
-
 
 _MANY_MAPS = 20_000
 # These take minutes each.
@@ -58,10 +59,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Most programs run once or twice, and are compiled in less time if the machine code is not
-    optimised. What XLA makes of them before is the same. Files marked `optimized` are about what a
-    user has; so is all that runs in other processes (notebooks, commands).
-    """
+    """Files marked so are about the machine code that a user has."""
     if request.node.get_closest_marker("optimized") is None:
         yield
         return

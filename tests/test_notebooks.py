@@ -50,7 +50,8 @@ def test_there_are_notebooks():
 
 @each_notebook
 def test_runs(path, minilm, tmp_path, monkeypatch):
-    monkeypatch.delenv("EQXBERT_TYPECHECK", raising=False)  # as a user has it
+    for name in ("EQXBERT_TYPECHECK", "JAX_DISABLE_MOST_OPTIMIZATIONS"):  # as a user has it
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     stored = read(path)
     ran = run(read(path), tmp_path)

@@ -15,8 +15,6 @@ from eqxbert import BertForCausalLM, BertForMaskedLM, BertForSequenceClassificat
 from eqxbert.models.checkpointing import checkpoint_layers
 from eqxbert.training import TrainState, adamw, make_train_step
 
-pytestmark = pytest.mark.optimized
-
 POLICIES = {
     "nothing is kept": None,
     "products are kept": jax.checkpoint_policies.dots_saveable,

@@ -27,8 +27,6 @@ from training import killed_run
 import eqxbert
 from eqxbert.training import Checkpoints, TrainState, adamw, fit
 
-pytestmark = pytest.mark.optimized  # to the same bits as in other processes
-
 pytest.importorskip("orbax.checkpoint", reason="needs the extra `train`")
 
 STEPS = 24
