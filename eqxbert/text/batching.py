@@ -7,8 +7,9 @@ list of *buckets*, and a corpus of any lengths compiles a bounded number of prog
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 _TOKENS_PER_BATCH_ELSEWHERE = 65536
 # Batches that are started before the result of an earlier one is waited for.
 _AHEAD = 2
+# Batches that a CPU computes at a time.
+_THREADS = 2
 # Rows that do not fill a batch join the next longer bucket, or are filled up with empty ones, if
 # that adds less than this share of work to the whole. It saves compiling a program.
 _NEGLIGIBLE = 0.005
@@ -100,7 +103,49 @@ def _usual_tokens(seq: int) -> int:
     return tokens_in_cache(seq) if on_cpu else _TOKENS_PER_BATCH_ELSEWHERE
 
 
-def started_ahead(items: Iterable[T]) -> Iterator[T]:
+def run_batches(
+    program: Any, calls: Iterable[tuple[Batch, tuple[Any, ...]]]
+) -> Iterator[tuple[Batch, Any]]:
+    """What a compiled function returns for each of some batches, in their order, each when later
+    ones are under way.
+
+    On a CPU, two are computed at a time: each fills the gaps in which the other keeps a core
+    waiting.
+
+    **Arguments:**
+
+    - `program`: the function, as `eqx.filter_jit` returns it.
+    - `calls`: batches with its arguments. The shapes of these are the same for all batches of a
+        shape.
+    """
+    if jax.default_backend() != "cpu":
+        yield from _started_ahead((batch, program(*arguments)) for batch, arguments in calls)
+        return
+    compiled: dict[tuple[int, int], Any] = {}
+    with ThreadPoolExecutor(_THREADS) as threads:
+
+        def start(batch: Batch, arguments: tuple[Any, ...]) -> Callable[[], Any]:
+            shape = batch.rows, batch.seq
+            if shape not in compiled:
+                compiled[shape] = None
+                result = program(*arguments)
+                return lambda: result
+            # A thread does not see the settings of this one, such as
+            # `jax.default_matmul_precision`, so it is given what has been compiled here.
+            if compiled[shape] is None:
+                compiled[shape] = program.lower(*arguments).compile()
+            return threads.submit(_run, compiled[shape], arguments).result
+
+        started = ((batch, start(batch, arguments)) for batch, arguments in calls)
+        for batch, result in _started_ahead(started):
+            yield batch, result()
+
+
+def _run(program: Any, arguments: tuple[Any, ...]) -> Any:
+    return jax.block_until_ready(program(*arguments))
+
+
+def _started_ahead(items: Iterable[T]) -> Iterator[T]:
     """The same items, each when two more have been asked for: results that the device computes
     while earlier ones are waited for.
     """

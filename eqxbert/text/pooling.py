@@ -225,7 +225,9 @@ class SentenceModel(eqx.Module):
         tokens = self.bert(input_ids, attention_mask, token_type_ids, key=key).last_hidden_state
         mask = jnp.asarray(attention_mask).astype(bool)
         if not self.pooling.include_prompt:
-            mask = mask & jnp.broadcast_to(jnp.arange(mask.shape[-1]) >= prompt_length, mask.shape)
+            mask = mask & jnp.broadcast_to(
+                jnp.arange(mask.shape[-1], dtype=jnp.int32) >= prompt_length, mask.shape
+            )
         x = self.pooling(tokens, mask)
         for module in self.head:
             x = module(x)

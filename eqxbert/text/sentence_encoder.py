@@ -293,14 +293,15 @@ class SentenceEncoder:
             tokens_per_batch=tokens_per_batch,
         )
 
-        def compute(batch: batching.Batch) -> Array:
+        def arguments(batch: batching.Batch) -> tuple[Any, ...]:
             rows = [ids[i] for i in batch.indices]
             padded = pad_rows(rows, (batch.rows, batch.seq), self.tokenizer.pad_id)
             lengths = np.zeros(batch.rows, np.int32)
             lengths[: len(rows)] = [len(row) for row in rows]
-            return _COMPUTE[output_value](self.model, padded, lengths, prompt)
+            return self.model, padded, lengths, prompt
 
-        for batch, result in batching.started_ahead((batch, compute(batch)) for batch in plan):
+        calls = ((batch, arguments(batch)) for batch in plan)
+        for batch, result in batching.run_batches(_COMPUTE[output_value], calls):
             yield batch, np.asarray(result)
 
 
@@ -335,7 +336,7 @@ def _mask(
     """True for the tokens of each row, the first `lengths` of them. (Not `ids != pad_id`: a text
     may contain the padding token.)
     """
-    return jnp.arange(ids.shape[-1])[None, :] < lengths[:, None]
+    return jnp.arange(ids.shape[-1], dtype=lengths.dtype)[None, :] < lengths[:, None]
 
 
 def _unit_length(x: Float[np.ndarray, "... size"]) -> Float[np.ndarray, "... size"]:

@@ -1,7 +1,9 @@
 """How many programs a corpus compiles, counted as XLA reports them."""
 
+import threading
 from collections.abc import Iterator
 
+import jax
 import jax.monitoring
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from helpers import tiny_config
 from text.tiny import VOCABULARY, write_vocabulary
 
 import eqxbert
-from eqxbert.text import Pooling, SentenceModel
+from eqxbert.text import Pooling, SentenceModel, batching
 
 TEXTS = 5183
 
@@ -81,3 +83,31 @@ def test_another_model_of_the_same_sizes_compiles_nothing_more(encoder, compilat
     assert not np.allclose(other.encode(texts), encoder.encode(texts))
     assert before > 0
     assert len(compilations) == during
+
+
+def test_the_settings_of_the_caller_hold_for_all_batches(encoder, compilations):
+    """Those of JAX that a thread has of its own, though batches are computed by several."""
+    texts = ["cat " * 5] * 80
+    with jax.enable_x64(True), jax.default_matmul_precision("float32"):
+        exact = jax.tree.map(lambda x: x.astype(np.float64), encoder.model)
+        vectors = eqxbert.SentenceEncoder(exact, encoder.tokenizer).encode(
+            texts, tokens_per_batch=64
+        )
+        during = len(compilations)
+        eqxbert.SentenceEncoder(exact, encoder.tokenizer).encode(texts, tokens_per_batch=64)
+        assert len(compilations) == during
+    assert np.all(vectors == vectors[0])
+
+
+def test_an_error_ends_it(encoder, monkeypatch):
+    """And leaves no thread behind."""
+    texts = ["cat " * 5] * 80
+    before = threading.active_count()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(batching, "_run", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        encoder.encode(texts, tokens_per_batch=64)
+    assert threading.active_count() == before

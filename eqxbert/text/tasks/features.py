@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ...nn import IGNORED_LABEL
 from ...training.batches import batch_indices, check_count, host_rows
-from ..batching import buckets, plan_batches, started_ahead
+from ..batching import Batch, buckets, plan_batches, run_batches
 from ..tokenizer import pad_rows
 
 # Of so many batches, examples are sorted by length if they are to be of similar lengths: enough for
@@ -171,17 +171,18 @@ def run(
 
     **Returns:** the number of each row and its outputs, in float32. The shortest rows come first.
     """
-    compute = functools.partial(_compute, tuple(outputs))
     plan = plan_batches(
         features.lengths.tolist(),
         max_length=features.max_length,
         choices=features.choices or 1,
     )
-    under_way = (
-        (batch, compute(model, features.inputs(batch.indices, rows=batch.rows, seq=batch.seq)))
-        for batch in plan
-    )
-    for batch, arrays in started_ahead(under_way):
+
+    def arguments(batch: Batch) -> tuple[Any, ...]:
+        inputs = features.inputs(batch.indices, rows=batch.rows, seq=batch.seq)
+        return tuple(outputs), model, inputs
+
+    calls = ((batch, arguments(batch)) for batch in plan)
+    for batch, arrays in run_batches(_compute, calls):
         values = [np.asarray(array) for array in arrays]
         for row, index in enumerate(batch.indices):
             yield index, [value[row] for value in values]
