@@ -18,9 +18,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import contextlib
 import gc
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -41,6 +43,33 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+
+_QUICKLY = {"xla_cpu_use_fusion_emitters": False}  # a third less time for a small program
+
+
+def _compile_quickly() -> None:
+    """`_QUICKLY` for all that is compiled from now on, while most optimisations are disabled. JAX
+    has no setting for it, but for a single function.
+    """
+    try:
+        jax.jit(lambda: 0, compiler_options=_QUICKLY)()
+    except jax.errors.JaxRuntimeError:  # of a version that does not know it
+        return
+    compiler = importlib.import_module("jax._src.compiler")
+    options_of = compiler.get_compile_options
+
+    def get_compile_options(
+        *arguments: Any, env_options_overrides: dict[str, Any] | None = None, **others: Any
+    ) -> Any:
+        quickly = _QUICKLY if jax.config.read("jax_disable_most_optimizations") else {}
+        overrides = quickly | (env_options_overrides or {})
+        return options_of(*arguments, env_options_overrides=overrides, **others)
+
+    compiler.get_compile_options = get_compile_options
+
+
+_compile_quickly()
+
 _MANY_MAPS = 20_000
 # These take minutes each.
 _LONG = ("test_notebooks.py", "test_fit.py", "test_finetune.py")
@@ -57,17 +86,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Files marked so are about the machine code that a user has."""
-    if request.node.get_closest_marker("optimized") is None:
-        yield
-        return
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked so are about the machine code that a user has."""
+    quickly = item.get_closest_marker("optimized") is None
+    if jax.config.read("jax_disable_most_optimizations") != quickly:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(autouse=True, scope="module")

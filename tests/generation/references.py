@@ -15,7 +15,6 @@ import torch
 import transformers
 from helpers import TINY, tiny_config
 from jaxtyping import Array, Float
-from quick_jit import quick_jit
 
 import eqxbert
 from eqxbert import BertForCausalLM, EncoderDecoderModel
@@ -261,7 +260,7 @@ def log_probabilities(model: BertForCausalLM, tokens: list[int], prompt: int) ->
     return np.asarray(each)[np.arange(len(tokens) - 1), tokens[1:]][prompt - 1 :]
 
 
-@quick_jit
+@jax.jit
 def _whole(model: BertForCausalLM, ids: Any) -> jax.Array:
     return model(ids).logits
 

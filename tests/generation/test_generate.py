@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from generation.conftest import generate_module
 from generation.references import (
     EOS,
     PAD,
@@ -30,6 +29,7 @@ from helpers import max_difference, tiny_config
 from tolerances import FLOAT32
 
 from eqxbert import BertForCausalLM, generate, stream
+from eqxbert.generation.generate import _run
 from eqxbert.generation.options import GenerationOptions
 from eqxbert.generation.request import make_request
 
@@ -258,8 +258,8 @@ def test_other_dtypes(dtype):
         assert our_tokens(out, 4) == their_tokens(reference, prompts, max_new_tokens=4)[0]
 
 
-@pytest.mark.usefixtures("optimised")
-def test_optimised_programs_agree(pair):
+@pytest.mark.optimized
+def test_optimized_programs_agree(pair):
     model, reference = pair
     prompts = random_prompts(3, 5)
     options = {"max_new_tokens": 6, "num_beams": 2}
@@ -354,7 +354,7 @@ def test_another_prompt_compiles_nothing_at_all(rows, call, options, attends):
         assert bool(names) == (number == 0), (kind, names)
 
 
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.optimized
 @pytest.mark.parametrize(("rows", "beams"), [(1, 1), (3, 1), (1, 4), (3, 4)])
 def test_there_is_one_cache_and_no_second_copy_of_it(rows, beams):
     """What a program's memory grows by with each new token: two vectors for each layer and beam,
@@ -375,7 +375,7 @@ def test_there_is_one_cache_and_no_second_copy_of_it(rows, beams):
         request, *_ = make_request(
             model, prompts, None, new_tokens, None, None, None, None, options
         )
-        return generate_module._run.lower(model, request).compile().compiled
+        return _run.lower(model, request).compile().compiled
 
     short, long = compiled(500), compiled(2500)
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (short, long)]

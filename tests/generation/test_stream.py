@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generation.conftest import generate_module
 from generation.references import (
     EOS,
     PAD,
@@ -24,6 +23,7 @@ from helpers import tiny_config
 
 from eqxbert import BertForCausalLM, generate, stream
 from eqxbert.generation import GenerationOptions
+from eqxbert.generation.generate import _advance, _start
 from eqxbert.generation.request import make_request
 
 ROWS = [[5, 6, 7, 8], [9], [20, 17, 2], [4, 4], [30, 2], [12, 31, 6]]
@@ -115,7 +115,7 @@ def test_wrong_arguments_are_refused_at_once():
         stream(model, prompts, max_new_tokens=3, num_beam=2)
 
 
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.optimized
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_step_writes_into_the_cache_it_is_given(rows):
     """The program's output is its input's memory; there is no copy of as much as one layer's keys,
@@ -136,8 +136,8 @@ def test_a_step_writes_into_the_cache_it_is_given(rows):
         None,
         GenerationOptions(),
     )
-    state = generate_module._start(model, request)
-    program = generate_module._advance.lower(model, state).compile().compiled
+    state = _start(model, request)
+    program = _advance.lower(model, state).compile().compiled
     memory, keys = program.memory_analysis(), state.cache.layers[0].keys
     assert memory.alias_size_in_bytes >= 2 * 2 * keys.nbytes  # keys and values of two layers
     assert memory.temp_size_in_bytes < keys.nbytes

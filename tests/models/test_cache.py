@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, max_difference, tiny_config
-from quick_jit import quick_jit
 from tolerances import ERROR_RATIO, FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 from eqxbert import BertForCausalLM, BertModel
@@ -71,7 +70,7 @@ def encoder_states(kind: str, dtype: Any = None) -> dict[str, Any]:
     }
 
 
-@quick_jit
+@jax.jit
 def call(model: BertForCausalLM, ids: Any, mask: Any, options: Any) -> CausalLMOutput:
     return model(ids, mask, output_hidden_states=True, output_attentions=True, **options)
 
@@ -186,7 +185,7 @@ def test_vmap_over_rows_and_their_caches():
         out = model(ids, mask, cache=cache)
         return out.logits, out.cache
 
-    mapped = quick_jit(jax.vmap(step))
+    mapped = jax.jit(jax.vmap(step))
     cache = jax.vmap(lambda _: model.init_cache((), SLOTS))(jnp.arange(ROWS))
     for i in range(SEQ):
         logits, cache = mapped(IDS[:, i : i + 1], MASK[:, i : i + 1], cache)
@@ -241,7 +240,7 @@ def test_arguments_of_the_whole_with_a_cache():
     whole = call(model, IDS, MASK, of_tokens | {"head_mask": head_mask})
     embeds = model.bert.embeddings.word.weight[IDS]
 
-    @quick_jit
+    @jax.jit
     def last_logits(mask: Any, options: Any) -> CausalLMOutput:
         return model(attention_mask=mask, head_mask=head_mask, logits_to_keep=2, **options)
 
@@ -288,7 +287,7 @@ def test_gradients_through_a_cache():
     def whole(model: BertForCausalLM) -> jax.Array:
         return jnp.sum(model(IDS, MASK, position_ids=COUNTED).logits * weight)
 
-    ours, expected = (quick_jit(jax.grad(f))(model) for f in (in_chunks, whole))
+    ours, expected = (jax.jit(jax.grad(f))(model) for f in (in_chunks, whole))
     named = dict(jax.tree.leaves_with_path(expected))
     scales = {jax.tree_util.keystr(path): np.abs(x).max() for path, x in named.items()}
     for path, array in jax.tree.leaves_with_path(ours):
@@ -326,7 +325,7 @@ def test_tokens_have_gradients_from_those_they_attend_to(kind, mask, with_cache)
         return jnp.concatenate(parts)
 
     embeds = model.bert.embeddings.word.weight[IDS[0]]
-    jacobian = np.abs(quick_jit(jax.jacfwd(logits))(embeds)).max(axis=(1, 3))  # (of, from)
+    jacobian = np.abs(jax.jit(jax.jacfwd(logits))(embeds)).max(axis=(1, 3))  # (of, from)
     assert np.array_equal(jacobian > 0, CAUSAL if mask is None else CAUSAL & mask)
 
 
@@ -435,7 +434,7 @@ def test_a_decoder_without_a_head_has_a_cache():
     for batch, shape in ((3, (3,)), ((), ()), ((2, 3), (2, 3))):
         assert model.init_cache(batch, 4).valid.shape == (*shape, 4)
     ids = IDS.reshape(2, 3, SEQ)
-    states = quick_jit(lambda cache: model(ids, cache=cache).last_hidden_state)
+    states = jax.jit(lambda cache: model(ids, cache=cache).last_hidden_state)
     whole = call(decoder(), IDS, np.ones_like(MASK), {}).hidden_states[-1]
     ours = states(model.init_cache((2, 3), SLOTS))
     assert max_difference(ours, whole.reshape(2, 3, SEQ, 12)) < FLOAT32

@@ -12,7 +12,6 @@ import torch
 from generation.references import reference_decoder, same_decoder
 from helpers import TINY, max_difference, run_python, tiny_config
 from parity import as_torch, random_inputs, reference_model, same_model
-from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 from eqxbert import BertForCausalLM, BertModel
@@ -27,7 +26,7 @@ ENCODER_MASK = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]], np.int32)
 OUTPUTS = {"output_hidden_states": True, "output_attentions": True}
 
 
-@quick_jit
+@jax.jit
 def call(model: BertModel | BertForCausalLM, inputs: dict[str, Any]) -> Any:
     return model(**inputs, **OUTPUTS)
 
@@ -94,7 +93,7 @@ def test_loss_and_gradients_of_every_parameter_and_of_the_encoder_states():
         )
         return out.loss, out.logits
 
-    function = quick_jit(jax.value_and_grad(loss_of, has_aux=True))
+    function = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
     (loss, logits), gradients = function((same_decoder(reference), jnp.asarray(STATES)))
     assert max_difference(loss, theirs.loss.detach()) < FLOAT32
     assert max_difference(logits, theirs.logits.detach()) < FLOAT32
@@ -152,7 +151,7 @@ def test_an_encoder_row_that_is_all_padding(model):
         )
         return jnp.sum(out.last_hidden_state**2), out
 
-    gradient, out = quick_jit(jax.grad(total, has_aux=True))(jnp.asarray(STATES))
+    gradient, out = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(STATES))
     assert np.isfinite(out.last_hidden_state).all()
     assert not any(weights[1].any() for weights in out.cross_attentions)
     assert gradient[0].any()

@@ -24,7 +24,6 @@ from generation.references import (
     same_encoder_decoder as same_model,
 )
 from helpers import TINY, max_difference, run_python, tiny_config
-from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 from transformers.models.encoder_decoder.modeling_encoder_decoder import shift_tokens_right
 
@@ -61,7 +60,7 @@ def pair() -> tuple[EncoderDecoderModel, transformers.EncoderDecoderModel]:
     return same_model(reference), reference
 
 
-@quick_jit
+@jax.jit
 def call(model: EncoderDecoderModel, inputs: dict[str, Any]) -> Any:
     return model(**inputs)
 
@@ -81,7 +80,7 @@ def test_loss_logits_and_gradients_of_every_parameter(encoder):
         out = model(**inputs)
         return out.loss, out
 
-    (loss, out), gradient = quick_jit(jax.value_and_grad(loss_of, has_aux=True))(
+    (loss, out), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(
         same_model(reference)
     )
     assert max_difference(loss, theirs.loss.detach()) < FLOAT32

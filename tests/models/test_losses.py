@@ -21,7 +21,6 @@ from parity import (
     same_model,
     without_labels,
 )
-from quick_jit import quick_jit
 from tolerances import ERROR_RATIO, FLOAT32, FLOAT32_GRADIENT
 
 import eqxbert
@@ -41,7 +40,7 @@ SEQ = 7
 
 
 def loss_and_gradient(model: Any, inputs: dict[str, np.ndarray]) -> tuple[jax.Array, Any]:
-    return quick_jit(jax.value_and_grad(lambda model: model(**inputs).loss))(model)
+    return jax.jit(jax.value_and_grad(lambda model: model(**inputs).loss))(model)
 
 
 def log_probabilities(scores: Any) -> np.ndarray:
@@ -85,7 +84,7 @@ def test_in_half_precision_it_is_computed_in_float32(model, dtype):
         with torch.no_grad():
             return np.array([reference(**as_torch(row)).loss.item() for row in rows])
 
-    ours = quick_jit(jax.vmap(lambda row: half(**row).loss))(inputs)
+    ours = jax.jit(jax.vmap(lambda row: half(**row).loss))(inputs)
     theirs, exact = losses(reference), losses(reference.double())
 
     def rms_error(found: Any) -> float:

@@ -13,7 +13,6 @@ import transformers
 from convert.checkpoints import arrays_in, assert_same_arrays
 from helpers import max_difference, tiny_config
 from parity import LANGUAGE_MODELS, WITH_HEADS, reference_class
-from quick_jit import quick_jit
 from safetensors.numpy import save_file
 from tolerances import FLOAT32, FLOAT64
 
@@ -209,7 +208,7 @@ def test_pruned_heads_are_as_if_switched_off(heads, position_type):
         return jnp.sum(jnp.sin(out.last_hidden_state)) + jnp.sum(out.pooler_output), out
 
     with jax.enable_x64(True):
-        gradient = quick_jit(jax.grad(scalar, has_aux=True))
+        gradient = jax.jit(jax.grad(scalar, has_aux=True))
         model = random_model(eqxbert.BertModel, jnp.float64, position_embedding_type=position_type)
         pruned = model.prune_heads(heads)
         expected_gradient, expected = gradient(model, head_mask=masked(heads))

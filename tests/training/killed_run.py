@@ -1,8 +1,7 @@
-"""A run of training that a test stops: `python killed_run.py FOLDER RESULT`. It tells when it
-begins, and each step, and writes what came out of it.
-"""
+"""A run of training that a test stops."""
 
-import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 import eqxbert
 from eqxbert.training import adamw, fit
 
-STEPS = 400
+STEPS = 120
 
 
 def batch(step: int) -> dict[str, np.ndarray]:
@@ -34,8 +33,10 @@ def new_model() -> eqxbert.BertForMaskedLM:
     return eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
 
 
-def run(folder: str) -> eqxbert.training.FitResult:
-    return fit(
+def train(folder: Path, result: Path, events: Connection) -> None:
+    """Sends "began", then the number of each step, and writes what came out of it."""
+    events.send("began")
+    out = fit(
         new_model(),
         batch,
         OPTIMIZER,
@@ -46,15 +47,9 @@ def run(folder: str) -> eqxbert.training.FitResult:
         folder=folder,
         save_every=3,
         log_every=1,
-        callbacks=[lambda state, record: print(record["step"], flush=True)],
+        callbacks=[lambda state, record: events.send(record["step"])],
         progress=False,
     )
-
-
-if __name__ == "__main__":
-    folder, result = sys.argv[1:]
-    print("began", flush=True)
-    out = run(folder)
     leaves = {
         str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves((out.model, out.state.model)))
     }

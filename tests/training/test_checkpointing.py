@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 from parity import labelled_inputs
-from quick_jit import quick_jit
 from training.references import batch_of, model_of, reference_of
 
 from eqxbert import BertForCausalLM, BertForMaskedLM, BertForSequenceClassification, BertModel
@@ -95,10 +94,10 @@ def check_that_no_number_changes(case: str, key: jax.Array) -> None:
         out = model(**inputs, **extras, key=key)
         return out.loss, out
 
-    expected = quick_jit(jax.grad(run, has_aux=True))(model)
+    expected = jax.jit(jax.grad(run, has_aux=True))(model)
     kinds = jax.tree.leaves(expected)
     assert sum(np.any(np.asarray(x)) for x in kinds) > 0.9 * len(kinds)
-    found = quick_jit(jax.grad(lambda m: run(m, None), has_aux=True))(model)
+    found = jax.jit(jax.grad(lambda m: run(m, None), has_aux=True))(model)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), found, expected)
 
@@ -146,7 +145,7 @@ class TestSteps:
             optimizer = adamw(1e-3, schedule="constant")
             state = TrainState.create(deep(BertForSequenceClassification), optimizer, key=key)
             structure = jax.tree.structure(state)
-            step = quick_jit(make_train_step(optimizer, remat=remat))
+            step = jax.jit(make_train_step(optimizer, remat=remat))
             for seed in range(2):
                 inputs = labelled_inputs(BertForSequenceClassification, (4,), seed=seed)
                 state, metrics = step(state, inputs)

@@ -1,18 +1,21 @@
 """The training loop: what it calls, when it ends, and that nothing is lost when it is stopped."""
 
+import contextlib
 import importlib
 import itertools
 import json
 import logging
-import os
+import multiprocessing
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,68 +106,78 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stopped_at, as_
     assert_equal(again.model, whole.model)
 
 
-def test_killed_twenty_times(tmp_path):
-    """At any moment: while it starts, while it reads the last checkpoint and compiles, while it
-    trains and writes. All checkpoints that are there then can be read, and what comes out is what
-    comes out of a run that goes through.
+def test_killed_twenty_times(tmp_path, monkeypatch):
+    """At any moment: while it reads the last checkpoint and compiles, while it trains and writes.
+    All checkpoints that are there then can be read, and what comes out is what comes out of a run
+    that goes through.
     """
-
-    def command(name: str) -> list[str]:
-        paths = str(tmp_path / name), str(tmp_path / f"{name}.npz")
-        return [sys.executable, killed_run.__file__, *paths]
-
-    root = str(Path(eqxbert.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": root, "EQXBERT_TYPECHECK": ""}
+    monkeypatch.setenv("EQXBERT_TYPECHECK", "")
     # Of their own, since one that is killed may leave half a program there.
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "programs")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    context = multiprocessing.get_context("forkserver")  # each begins with everything imported
+    context.set_forkserver_preload([killed_run.__name__])
 
-    def finish(name: str) -> dict[str, np.ndarray]:
-        subprocess.run(command(name), stdout=subprocess.DEVNULL, check=True, env=environment)
+    @contextlib.contextmanager
+    def running(name: str) -> Iterator[tuple[ForkServerProcess, Iterator[str | int]]]:
+        """The process, and what it tells until it ends."""
+        events, end = context.Pipe(duplex=False)
+        paths = tmp_path / name, tmp_path / f"{name}.npz"
+        process = context.Process(target=killed_run.train, args=(*paths, end))
+        process.start()
+        end.close()
+        with events:
+            yield process, received(events)
+        process.join()
+
+    def finish(name: str) -> tuple[dict[str, np.ndarray], float]:
+        """**Returns:** what came out of it, and the mean time of a step."""
+        with running(name) as (process, events):
+            times = [time.perf_counter() for _ in events]
+        assert process.exitcode == 0
         with np.load(tmp_path / f"{name}.npz") as file:
-            return dict(file)
+            return dict(file), (times[-1] - times[1]) / len(times)
 
-    def kill(after: str, seconds: float) -> tuple[list[int], dict[str, float]]:
-        """Kills a run some seconds after it was launched, began, or made its first step.
+    def kill(after: str, seconds: float) -> tuple[list[int], float]:
+        """Kills a run some seconds after it began or made its first step.
 
-        **Returns:** the steps that it made, and when it came to each of these.
+        **Returns:** the steps that it made, and how long it took to come to the first.
         """
-        times, steps = {}, []
-        with subprocess.Popen(
-            command("killed"), stdout=subprocess.PIPE, text=True, env=environment
-        ) as process:
-            assert process.stdout is not None
+        told, times = [], []
+        with running("killed") as (process, events):
             killer = threading.Timer(seconds, process.kill)
-            for line in itertools.chain(["launched"], process.stdout):
-                event = "stepped" if line.strip().isdigit() else line.strip()
-                if event == "stepped":
-                    steps.append(int(line))
-                if event == after and event not in times:
+            for event in events:
+                told.append(event)
+                times.append(time.perf_counter())
+                if len(told) == (1 if after == "began" else 2):
                     killer.start()
-                times.setdefault(event, time.perf_counter())
-        killer.cancel()
-        assert process.returncode == -9, "it ended before it was killed"
-        return steps, times
+        assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
+        return told[1:], times[1] - times[0] if len(times) > 1 else 0.0
 
-    whole = finish("whole")
+    whole, step = finish("whole")
     rng, reached = random.Random(0), []
-    starting, restoring = 0.0, 0.0  # how long that takes
-    for after in ["stepped", *["stepped", "began", "launched", "stepped", "began"] * 4][:20]:
-        longest = {"launched": starting, "began": restoring, "stepped": 0.8}[after]
-        steps, times = kill(after, rng.uniform(0, longest))
+    restoring = 0.0  # how long that takes
+    for after in ["stepped", "began"] * 10:
+        longest = {"began": restoring, "stepped": 10 * step}[after]
+        steps, seconds = kill(after, rng.uniform(0, longest))
         reached.append(steps)
         if after == "stepped":
-            starting = times["began"] - times["launched"]
-            restoring = times["stepped"] - times["began"]
+            restoring = seconds
         check_all_checkpoints(tmp_path / "killed", whole["losses"])
-    assert len({steps[0] for steps in reached if steps}) > 3, (
-        reached
-    )  # it goes on from where it was
+    starts = {steps[0] for steps in reached if steps}
+    assert len(starts) > 3, reached  # it goes on from where it was
     assert sum(not steps for steps in reached) > 5, reached  # others came to no step
 
-    found = finish("killed")
+    found, _ = finish("killed")
     assert {*found} == {*whole}
     for name in found:
         assert np.array_equal(found[name], whole[name])
+
+
+def received(connection: Connection) -> Iterator[Any]:
+    """What comes, until the other end is closed."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield connection.recv()
 
 
 def check_all_checkpoints(folder: Path, losses: np.ndarray) -> None:

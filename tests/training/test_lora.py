@@ -27,7 +27,6 @@ from parity import (
     same_model,
     without_labels,
 )
-from quick_jit import quick_jit
 from safetensors.numpy import load_file, save_file
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
@@ -398,7 +397,7 @@ def train(model: Any, spec: Any, inputs: dict[str, Any], steps: int = 3) -> Any:
     optimizer = optax.adamw(0.01, weight_decay=0.1)
     state = optimizer.init(trained)
 
-    @quick_jit
+    @jax.jit
     def step(trained: Any, state: Any) -> Any:
         def loss(trained: Any) -> Any:
             return eqx.combine(trained, frozen)(**inputs).loss
@@ -491,10 +490,10 @@ def test_adapted_models_under_jax_transformations():
     def loss(trained: Any, inputs: dict[str, Any]) -> Any:
         return eqx.combine(trained, frozen)(**inputs).loss
 
-    eager, compiled = loss(trained, inputs), quick_jit(loss)(trained, inputs)
+    eager, compiled = loss(trained, inputs), jax.jit(loss)(trained, inputs)
     assert max_difference(compiled, eager) < FLOAT32
-    whole = quick_jit(jax.grad(loss))(trained, inputs)
-    each = quick_jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(trained, inputs)
+    whole = jax.jit(jax.grad(loss))(trained, inputs)
+    each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(trained, inputs)
     for one, all_of_them in zip(jax.tree.leaves(each), jax.tree.leaves(whole), strict=True):
         assert max_difference(np.mean(one, axis=0), all_of_them) < FLOAT32
 
@@ -508,7 +507,7 @@ def test_many_adapters_on_one_base(key):
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(eqx.filter(m, spec) for m in each))
     base = eqx.filter(each[0], spec, inverse=True)
     run = jax.vmap(lambda adapters: eqx.combine(adapters, base)(**inputs).pooler_output)
-    out = quick_jit(run)(stacked)
+    out = jax.jit(run)(stacked)
     for row, one in zip(out, each, strict=True):
         assert max_difference(row, one(**inputs).pooler_output) < FLOAT32
     assert max_difference(out[0], out[1]) > 0.01
@@ -638,10 +637,8 @@ def test_a_decoder_of_its_own_can_be_adapted(tmp_path: Path, key):
 def test_adapted_models_decode():
     model = adapted_model(eqxbert.BertForCausalLM)
     ids = random_inputs()["input_ids"]
-    out = quick_jit(lambda model, ids: model(ids[:, :3], cache=model.init_cache(2, 8)))(model, ids)
-    rest = quick_jit(lambda model, cache, ids: model(ids[:, 3:], cache=cache))(
-        model, out.cache, ids
-    )
+    out = jax.jit(lambda model, ids: model(ids[:, :3], cache=model.init_cache(2, 8)))(model, ids)
+    rest = jax.jit(lambda model, cache, ids: model(ids[:, 3:], cache=cache))(model, out.cache, ids)
     logits = jnp.concatenate([out.logits, rest.logits], 1)
     assert max_difference(logits, merge_lora(model)(ids).logits) < FLOAT32
 
@@ -1251,7 +1248,7 @@ def test_gradients_are_those_of_peft(tmp_path: Path, peft):
     }
 
     trained, frozen = eqx.partition(adapted, lora_filter(adapted))
-    gradient = quick_jit(jax.grad(lambda trained: eqx.combine(trained, frozen)(**inputs).loss))(
+    gradient = jax.jit(jax.grad(lambda trained: eqx.combine(trained, frozen)(**inputs).loss))(
         trained
     )
     found = {

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import run_python, tiny_config
-from quick_jit import quick_jit
 from scipy import stats
 from tolerances import FLOAT32
 
@@ -157,7 +156,7 @@ def test_models_take_both_forms(model_class, key):
     ids = random_rows(np.random.default_rng(1), 5, 17)
     ids[ids >= 33] = 32
     model = model_class(tiny_config(num_hidden_layers=1), key=key)
-    loss = quick_jit(lambda model, inputs: model(**inputs).loss)
+    loss = jax.jit(lambda model, inputs: model(**inputs).loss)
     losses = []
     for all_positions in (False, True):
         inputs = mask(ids, vocab_size=33, rate=0.3, all_positions=all_positions)

@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 from helpers import max_difference, tiny_config
-from quick_jit import quick_jit
 from tolerances import FLOAT32
 from training.references import SMALL, Toy, batch_of, model_of, reference_of
 
@@ -412,7 +411,7 @@ class TestFreeze:
         assert len(moments(state.optimizer_state)) == len(jax.tree.leaves(trained))
         assert len(jax.tree.leaves(frozen)) > 10
 
-        step = quick_jit(make_train_step(optimizer))
+        step = jax.jit(make_train_step(optimizer))
         for i in range(3):
             state, _ = step(state, batch_of("class", seed=i))
         after, still = eqx.partition(state.model, trainable)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from helpers import max_difference, tiny_config
 from parity import assert_same_gradients
-from quick_jit import quick_jit
 from tolerances import FLOAT32, FLOAT32_GRADIENT, FLOAT64
 
 import eqxbert
@@ -169,12 +168,12 @@ def sequences_of(lengths: list[int], seed: int = 0) -> tuple[list[np.ndarray], l
     return ids, [np.sort(rng.integers(0, 2, length, np.int32)) for length in lengths]
 
 
-@quick_jit
+@jax.jit
 def states_alone(model: Any, ids: jax.Array, types: jax.Array) -> jax.Array:
     return model(ids, token_type_ids=types).last_hidden_state
 
 
-@quick_jit
+@jax.jit
 def packed_states(model: Any, inputs: dict[str, jax.Array]) -> jax.Array:
     return model(**inputs).last_hidden_state
 
@@ -252,7 +251,7 @@ def test_losses_and_gradients_are_those_of_the_sequences_alone(key):
         "labels": apart.pack(packing.unpack(packed["labels"]), fill=IGNORED_LABEL),
     }
     assert (inputs["labels"] != IGNORED_LABEL).sum() > 5
-    loss = quick_jit(jax.value_and_grad(lambda model, inputs: model(**inputs).loss))
+    loss = jax.jit(jax.value_and_grad(lambda model, inputs: model(**inputs).loss))
     value, gradient = loss(model, packed)
     expected, expected_gradient = loss(model, inputs)
     assert abs(float(value - expected)) < FLOAT32

@@ -12,7 +12,6 @@ import optax
 import pytest
 from helpers import max_difference, tiny_config
 from parity import labelled_inputs
-from quick_jit import quick_jit
 from training.references import (
     SMALL,
     TASKS,
@@ -129,7 +128,7 @@ def test_every_model_is_computed_in_half_precision(case):
     """
     model, batch = CASES[case]()
 
-    @functools.partial(quick_jit, static_argnums=1)
+    @functools.partial(jax.jit, static_argnums=1)
     @jax.value_and_grad
     def loss_and_gradient(model: Any, dtype: Any) -> Any:
         means = model_loss(for_compute(model, dtype), batch, None)
@@ -187,7 +186,7 @@ class TestTraining:
         for dtype in (None, jnp.bfloat16):
             optimizer = adamw(5e-3, total_steps=60, warmup=6)
             state = TrainState.create(model_of(reference_of("pretraining")), optimizer, key=key)
-            step = quick_jit(make_train_step(optimizer, dtype=dtype))
+            step = jax.jit(make_train_step(optimizer, dtype=dtype))
             losses = []
             for i in range(60):
                 state, metrics = step(state, batch_of("pretraining", seed=i % 3))
@@ -209,7 +208,7 @@ class TestTraining:
             def loss(model: Any) -> jax.Array:
                 return model_loss(cast(model), batch, None)[0].mean
 
-            return quick_jit(jax.grad(loss))(model).bert.embeddings
+            return jax.jit(jax.grad(loss))(model).bert.embeddings
 
         exact, found, cast = (
             gradients(f)
@@ -228,7 +227,7 @@ class TestTraining:
 
 @functools.cache
 def half_step() -> Any:
-    return quick_jit(make_train_step(adamw(1e-3, schedule="constant"), dtype=jnp.float16))
+    return jax.jit(make_train_step(adamw(1e-3, schedule="constant"), dtype=jnp.float16))
 
 
 class TestLossScale:
@@ -299,7 +298,7 @@ class TestLossScale:
         for dtype, scale in ((None, False), (jnp.float16, True), (jnp.float16, False)):
             state = TrainState.create(Toy(key=key), optax.sgd(1.0), key=key, scale_loss=scale)
             step = make_train_step(optax.sgd(1.0), loss=small_loss, dtype=dtype, accumulate=parts)
-            _, metrics = quick_jit(step)(state, toy_batch())
+            _, metrics = jax.jit(step)(state, toy_batch())
             norms[dtype, scale] = float(metrics["grad_norm"])
         exact, scaled, unscaled = norms.values()
         assert scaled == pytest.approx(exact, rel=0.01)

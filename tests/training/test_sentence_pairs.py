@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import tiny_config
-from quick_jit import quick_jit
 from scipy import stats
 
 import eqxbert
@@ -397,7 +396,7 @@ def test_from_text_to_a_loss(documents, tokenizer, key):
         slots=10,
     )
     assert inputs["labels"].shape == (len(pairs), 10)
-    assert np.isfinite(quick_jit(lambda model, inputs: model(**inputs).loss)(model, inputs))
+    assert np.isfinite(jax.jit(lambda model, inputs: model(**inputs).loss)(model, inputs))
 
 
 # Bad input

@@ -16,7 +16,6 @@ import optax
 import pytest
 from helpers import max_difference, run_python, tiny_config
 from parity import labelled_inputs
-from quick_jit import quick_jit
 from tolerances import FLOAT32
 from training.references import (
     SMALL,
@@ -45,8 +44,6 @@ from eqxbert.training import (
     make_train_step,
 )
 
-pytestmark = pytest.mark.optimized
-
 STEPS, WARMUP, RATE, MAX_NORM = 20, 4, 1e-3, 0.5
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -69,9 +66,9 @@ def torch_training(reference: Any) -> TorchTraining:
 
 
 @functools.cache
-def quick_step(accumulate: int = 1) -> Step:
-    """Compiled without optimisation, for models of all kinds."""
-    return quick_jit(make_train_step(recipe(), accumulate=accumulate))
+def common_step(accumulate: int = 1) -> Step:
+    """For models of all kinds. The state that it is given remains."""
+    return jax.jit(make_train_step(recipe(), accumulate=accumulate))
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -88,11 +85,14 @@ class TestAgainstPyTorch:
     """With its AdamW, the clipping of gradients, and transformers' schedule."""
 
     @pytest.mark.parametrize(
-        ("task", "is_quick"), [*((task, True) for task in TASKS), ("masked words", False)]
+        ("task", "step"),
+        [
+            *((task, common_step()) for task in TASKS),
+            pytest.param("masked words", make_train_step(recipe()), marks=pytest.mark.optimized),
+        ],
     )
-    def test_twenty_steps(self, task, is_quick, key):
+    def test_twenty_steps(self, task, step, key):
         """By the program that users run as well, of which the compiler makes what it can."""
-        step = quick_step() if is_quick else make_train_step(recipe())
         reference = reference_of(task)
         state = TrainState.create(model_of(reference), recipe(), key=key)
         expected = torch_training(reference)
@@ -125,7 +125,7 @@ class TestAgainstPyTorch:
             state = TrainState.create(model_of(reference, "float64"), recipe(), key=key)
             for i in range(STEPS):
                 loss = expected.step(batch_of(task, seed=i))["loss"]
-                state, metrics = quick_step()(state, batch_of(task, seed=i))
+                state, metrics = common_step()(state, batch_of(task, seed=i))
                 assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-7)
             assert_same_parameters(state.model, reference, 1e-8)
 
@@ -142,7 +142,7 @@ class TestAgainstPyTorch:
             max_grad_norm=0.1,
         )
         theirs = expected.step(batch_of("class"))
-        state, metrics = quick_jit(make_train_step(optimizer))(state, batch_of("class"))
+        state, metrics = jax.jit(make_train_step(optimizer))(state, batch_of("class"))
         assert float(metrics["grad_norm"]) == pytest.approx(theirs["grad_norm"], rel=FLOAT32)
         names = without_gradient(reference)
         assert_same_parameters(state.model, reference, FLOAT32, leave_out=names)
@@ -179,7 +179,7 @@ class TestAccumulation:
         model = model_of(reference_of(task))
         whole, expected = one_batch(task)
         state = TrainState.create(model, optax.sgd(1.0), key=key)
-        step = quick_jit(make_train_step(optax.sgd(1.0), accumulate=parts))
+        step = jax.jit(make_train_step(optax.sgd(1.0), accumulate=parts))
         state, metrics = step(state, batch)
         for name, value in expected.items():
             assert float(metrics[name]) == pytest.approx(float(value), rel=FLOAT32), name
@@ -214,7 +214,7 @@ class TestAccumulation:
         state = TrainState.create(Toy(key=key), optax.sgd(1.0), key=key)
         value, gradient = jax.value_and_grad(expected)(state.model, batch)
         descended = jax.tree.map(lambda p, g: p - g, state.model, gradient)
-        step = quick_jit(make_train_step(optax.sgd(1.0), loss=loss, accumulate=parts))
+        step = jax.jit(make_train_step(optax.sgd(1.0), loss=loss, accumulate=parts))
         state, metrics = step(state, batch)
         assert float(metrics["loss"]) == pytest.approx(float(value), rel=FLOAT32)
         jax.tree.map(lambda a, b: assert_close(a, b), state.model, descended)
@@ -226,7 +226,7 @@ class TestAccumulation:
             losses = []
             for parts in (1, 2):
                 state = TrainState.create(model, recipe(), key=key)
-                step = quick_jit(make_train_step(recipe(), loss=double_loss, accumulate=parts))
+                step = jax.jit(make_train_step(recipe(), loss=double_loss, accumulate=parts))
                 state, metrics = step(state, toy_batch())
                 losses.append(float(metrics["loss"]))
                 assert {x.dtype for x in jax.tree.leaves(state.model)} == {jnp.dtype("float64")}
@@ -269,7 +269,7 @@ class TestAccumulation:
 def one_batch(task: str) -> tuple[Any, dict[str, jax.Array]]:
     """What a whole batch makes of a model, and what is told of it."""
     state = TrainState.create(model_of(reference_of(task)), optax.sgd(1.0), key=jax.random.key(0))
-    state, metrics = quick_jit(make_train_step(optax.sgd(1.0)))(state, without_some_labels(task))
+    state, metrics = jax.jit(make_train_step(optax.sgd(1.0)))(state, without_some_labels(task))
     return state.model, metrics
 
 
@@ -329,7 +329,7 @@ class TestDropout:
         def loss_of(key: int, number: int) -> float:
             state = TrainState.create(model, recipe(), key=jax.random.key(key))
             state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(number, jnp.int32))
-            return float(quick_step()(state, batch)[1]["loss"])
+            return float(common_step()(state, batch)[1]["loss"])
 
         first = loss_of(0, 0)
         assert loss_of(0, 0) == first
@@ -353,16 +353,16 @@ class TestNonFiniteGradients:
         bad["inputs_embeds"][1, 2, 3] = np.nan
         state = TrainState.create(model, recipe(), key=key)
         for _ in range(2):
-            state, _ = quick_step()(state, good)
-        undisturbed, expected = quick_step()(state, good)
-        after, metrics = quick_step()(state, bad)
+            state, _ = common_step()(state, good)
+        undisturbed, expected = common_step()(state, good)
+        after, metrics = common_step()(state, bad)
         assert_equal(after.model, state.model)
         assert_equal(after.optimizer_state, state.optimizer_state)
         assert (int(after.step), int(after.skipped), int(metrics["skipped"])) == (3, 1, 1)
         assert np.isnan(metrics["loss"])
         assert metrics["learning_rate"] == expected["learning_rate"]
 
-        after, metrics = quick_step()(after, good)
+        after, metrics = common_step()(after, good)
         assert_equal(after.model, undisturbed.model)
         assert_equal(after.optimizer_state, undisturbed.optimizer_state)
         assert metrics["learning_rate"] == expected["learning_rate"] > 0
@@ -372,10 +372,10 @@ class TestNonFiniteGradients:
         """Compiled code cannot raise: their loss is NaN, so their step is skipped."""
         state = TrainState.create(model_of(reference_of("class")), recipe(), key=key)
         batch = batch_of("class")
-        state, _ = quick_step()(state, batch)
+        state, _ = common_step()(state, batch)
         # Not in place: the step before may not have read its labels yet.
         wrong = batch | {"labels": np.array([0, 1, 3, 2])}
-        after, metrics = quick_step()(state, wrong)
+        after, metrics = common_step()(state, wrong)
         assert np.isnan(metrics["loss"])
         assert int(metrics["skipped"]) == 1
         assert_equal(after.model, state.model)
@@ -390,7 +390,7 @@ class TestNonFiniteGradients:
             return factor * toy_loss(model, batch, key) + summand
 
         state = TrainState.create(Toy(key=key), recipe(), key=key)
-        _, metrics = quick_jit(make_train_step(recipe(), loss=loss))(state, toy_batch())
+        _, metrics = jax.jit(make_train_step(recipe(), loss=loss))(state, toy_batch())
         assert bool(np.isfinite(metrics["loss"])) == (factor == 1e25)
         assert bool(np.isfinite(metrics["grad_norm"])) == (factor == 1)
         assert int(metrics["skipped"]) == 1
@@ -436,7 +436,7 @@ class TestMemory:
 class TestMetrics:
     def test_what_there_is_to_tell(self, key):
         state = TrainState.create(model_of(reference_of("class")), recipe(), key=key)
-        _, metrics = quick_step()(state, batch_of("class"))
+        _, metrics = common_step()(state, batch_of("class"))
         assert metrics.keys() == {"loss", "grad_norm", "tokens", "skipped", "learning_rate"}
         assert all(x.shape == () for x in metrics.values())
         assert int(metrics["tokens"]) == batch_of("class")["attention_mask"].sum()
@@ -469,7 +469,7 @@ class TestMetrics:
         gradient = jax.grad(toy_loss)(model, toy_batch(), None)
         expected = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(gradient.layers)))
         state = TrainState.create(model, recipe(), key=key, trainable=freeze(model, "words"))
-        _, metrics = quick_jit(make_train_step(recipe(), loss=toy_loss))(state, toy_batch())
+        _, metrics = jax.jit(make_train_step(recipe(), loss=toy_loss))(state, toy_batch())
         assert float(metrics["grad_norm"]) == pytest.approx(float(expected), rel=FLOAT32)
 
     def test_of_another_optimizer(self, key):
@@ -498,7 +498,7 @@ class TestState:
 
     def test_goes_on_after_being_taken_apart_and_put_together(self, state):
         """As when it is written to a file and read from it."""
-        step = quick_jit(make_train_step(recipe(), loss=toy_loss))
+        step = jax.jit(make_train_step(recipe(), loss=toy_loss))
         for i in range(3):
             state, _ = step(state, toy_batch(seed=i))
         file = io.BytesIO()
@@ -548,7 +548,7 @@ class TestEvaluation:
         """Of the kinds that the loss is made of, which add up to the model's."""
         model = model_of(reference_of("pretraining"))
         batch = without_some_labels("pretraining")
-        words, pairs = quick_jit(make_eval_step())(model, batch)
+        words, pairs = jax.jit(make_eval_step())(model, batch)
         counts = [
             (batch[name] != IGNORED_LABEL).sum() for name in ("labels", "next_sentence_label")
         ]
@@ -562,7 +562,7 @@ class TestEvaluation:
     def test_of_answers_starts_and_ends_count_half(self):
         model = model_of(reference_of("answer"))
         batch = without_some_labels("answer")
-        starts, ends = quick_jit(make_eval_step())(model, batch)
+        starts, ends = jax.jit(make_eval_step())(model, batch)
         assert (int(starts.weight), int(ends.weight)) == (2, 1)
         assert (starts.share, ends.share) == (0.5, 0.5)
         total = (starts.mean + ends.mean) / 2
@@ -570,7 +570,7 @@ class TestEvaluation:
 
     def test_of_predicted_words_the_first_has_no_label(self):
         batch = without_some_labels("next words")
-        (words,) = quick_jit(make_eval_step())(model_of(reference_of("next words")), batch)
+        (words,) = jax.jit(make_eval_step())(model_of(reference_of("next words")), batch)
         assert int(words.weight) == (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
 
     def test_several_batches_are_as_one(self, key):
@@ -609,7 +609,7 @@ class TestBatches:
         positions = {
             name: np.array([3, 90], dtype) for name in ("start_positions", "end_positions")
         }
-        means = quick_jit(make_eval_step())(model, {"input_ids": ids, **positions})
+        means = jax.jit(make_eval_step())(model, {"input_ids": ids, **positions})
         loss = model(ids, **{name: x.astype(np.int32) for name, x in positions.items()}).loss
         assert [int(m.weight) for m in means] == [2, 2]
         total = float(sum(m.share * m.mean for m in means))
@@ -659,7 +659,6 @@ sys.path.insert(0, {__file__.rsplit("/training/", 1)[0]!r})
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from helpers import max_difference, tiny_config
-from quick_jit import quick_jit
 import eqxbert
 from eqxbert.training import TrainState, adamw, make_train_step
 
@@ -676,7 +675,7 @@ batch = dict(input_ids=ids, labels=labels)
 optimizer = adamw(1e-3, schedule="constant")
 
 for accumulate in (1, 2):
-    step = quick_jit(make_train_step(optimizer, accumulate=accumulate))
+    step = jax.jit(make_train_step(optimizer, accumulate=accumulate))
     state = TrainState.create(model, optimizer, key=jax.random.key(0))
     shared = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     divided = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
