@@ -1,11 +1,11 @@
-"""Products in half precision: what is summed, in which dtype, and that gradients are the same."""
+"""Products: what is summed, in which dtype, and that gradients are the same."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxbert.nn import linear_product
+from eqxbert.nn import affine, linear_product
 
 pytestmark = pytest.mark.optimized
 
@@ -89,3 +89,16 @@ def test_float32_has_derivatives_forward():
     x, weight, _ = operands((2, 3), 4, jnp.float32, jnp.float32)
     _, tangent = jax.jvp(linear_product, (x, weight), (x, weight))
     np.testing.assert_allclose(tangent, 2 * x @ weight.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 8, 9, 15, 17, 23, 31, 32, 33])
+def test_affine_for_any_number_of_rows(rows):
+    """Few rows are filled up, and are the other operand."""
+    x, weight, g = operands((rows, 6), 5, jnp.float32, jnp.float32)
+    bias = jnp.arange(5, dtype=jnp.float32)
+    y, backward = jax.vjp(affine, x, weight, bias)
+    expected = np.asarray(x) @ np.asarray(weight).T + np.asarray(bias)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    gradients = np.asarray(g) @ np.asarray(weight), np.asarray(g).T @ np.asarray(x), g.sum(0)
+    for found, gradient in zip(backward(g), gradients, strict=True):
+        np.testing.assert_allclose(found, gradient, rtol=1e-5, atol=1e-5)
