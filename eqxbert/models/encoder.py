@@ -1,7 +1,7 @@
 """The stack of Transformer layers."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -256,7 +256,8 @@ class Encoder(eqx.Module):
         for i, (layer, layer_key) in enumerate(
             zip(self.layers, split_key(key, len(self.layers)), strict=True)
         ):
-            out = layer(
+            out = _call(
+                layer,
                 states[-1],
                 mask,
                 cache=None if cache is None else (cache[0][i], cache[1]),
@@ -275,6 +276,12 @@ class Encoder(eqx.Module):
             cross_attentions=_all(out.cross_weights for out in outputs),
             cache=_all(out.cache for out in outputs),
         )
+
+
+@eqx.filter_jit
+def _call(layer: Callable[..., LayerOutput], *arguments: Any, **options: Any) -> LayerOutput:
+    """What the layer returns. JAX traces and lowers it once for all layers alike."""
+    return layer(*arguments, **options)
 
 
 def _all(values: Iterable[Any]) -> tuple[Any, ...] | None:

@@ -27,12 +27,13 @@ from .precision import LossScale, for_compute
 
 Metrics = dict[str, Array]
 
+# Of XLA for CPU. More optimisation than this takes a fifth more time, and gives no faster step.
+_COMPILER_OPTIONS: dict[str, int | str] = {"xla_backend_optimization_level": 2}
 # By barriers, JAX keeps compilers from noticing that a checkpointed layer is computed twice, and
-# computing it once. XLA for CPU would take them out too early.
+# computing it once. They would be taken out too early.
 _KEEP_BARRIERS = {
     "xla_disable_hlo_passes": "optimization-barrier-expander,cse_barrier_expander",
 }
-
 
 # Tokens in a part of a batch: on CPU, a step over more of them at once is slower by a quarter.
 _PART = 512
@@ -193,8 +194,9 @@ class TrainStep:
         is_checkpointed: bool,
     ):
         options = {}
-        if is_checkpointed and jax.default_backend() == "cpu":
-            options = {"compiler_options": _KEEP_BARRIERS}
+        if jax.default_backend() == "cpu":
+            barriers = _KEEP_BARRIERS if is_checkpointed else {}
+            options = {"compiler_options": _COMPILER_OPTIONS | barriers}
         # The batch comes first: only the memory of what follows is given away.
         self._program: Any = eqx.filter_jit(function, donate="all-except-first", **options)
         self._function = function

@@ -11,6 +11,7 @@ from environments import UnavailableError
 DTYPES = ("float32", "bfloat16")
 SHAPES = ((1, 16), (8, 128), (32, 128), (8, 512))  # batch x tokens, all tokens real
 TRAIN_SHAPE = (16, 128)
+COMPILED = ("minilm-mlm", "minilm-mlm-12", "minilm-mlm-24")  # of 6, 12 and 24 layers
 SENTENCE = "A man is playing a guitar on the street."
 
 
@@ -45,6 +46,14 @@ def train_cells() -> list[Cell]:
     batch, seq = TRAIN_SHAPE
     return [
         Cell("train", "minilm-mlm", dtype, f"{batch}x{seq}", shape=TRAIN_SHAPE) for dtype in DTYPES
+    ]
+
+
+def compile_cells() -> list[Cell]:
+    return [
+        Cell(kind, model, "float32", "x".join(map(str, TRAIN_SHAPE)), TRAIN_SHAPE)
+        for model in COMPILED
+        for kind in ("compile_forward", "compile_train")
     ]
 
 

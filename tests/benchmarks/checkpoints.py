@@ -11,7 +11,7 @@ MAKE_MODELS = Path(__file__).with_name("make_models.py")
 
 
 def make_model(name: str, device: str, cache: Path) -> Path:
-    """Returns the folder of "minilm", "minilm-mlm" or "bert-base", in Hugging Face's layout.
+    """Returns the folder of "minilm" or of a random model, in Hugging Face's layout.
 
     **Raises:** `UnavailableError` if it is not there and cannot be made.
     """
@@ -35,7 +35,7 @@ def _minilm(folder: Path) -> Path:
 
 def _random(name: str, folder: Path, device: str, cache: Path) -> Path:
     """A model with random weights, which take as long as trained ones: BERT-base's size, or
-    MiniLM's with a head for masked words.
+    MiniLM's with a head for masked words, and any number of layers.
     """
     if not (folder / "model.safetensors").exists():
         _run_pytorch(name, folder, device, cache)

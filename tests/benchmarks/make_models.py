@@ -2,10 +2,13 @@
 
 python make_models.py bert-base FOLDER
 python make_models.py minilm-mlm FOLDER
+python make_models.py minilm-mlm-12 FOLDER
+python make_models.py minilm-mlm-24 FOLDER
 python make_models.py onnx FOLDER
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +20,10 @@ def save_bert_base(folder: Path) -> None:
     BertModel(BertConfig()).save_pretrained(folder)
 
 
-def save_minilm_mlm(folder: Path) -> None:
+def save_minilm_mlm(folder: Path, layers: int = 6) -> None:
     torch.manual_seed(0)
     config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+        hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536
     )
     BertForMaskedLM(config).save_pretrained(folder)
 
@@ -63,5 +66,11 @@ def export_onnx(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make = {"bert-base": save_bert_base, "minilm-mlm": save_minilm_mlm, "onnx": export_onnx}
+    make = {
+        "bert-base": save_bert_base,
+        "minilm-mlm": save_minilm_mlm,
+        "minilm-mlm-12": partial(save_minilm_mlm, layers=12),
+        "minilm-mlm-24": partial(save_minilm_mlm, layers=24),
+        "onnx": export_onnx,
+    }
     make[sys.argv[1]](Path(sys.argv[2]))

@@ -61,22 +61,23 @@ EQX_ZOO = Environment(
 ON_CPU = {"gpu": "this build of it runs on the CPU"}
 
 NO_TRAINING = {"train": "does not train"}
+NO_COMPILING = dict.fromkeys(("compile_forward", "compile_train"), "runs without compiling")
 
 PEERS = (
     Peer(BASELINE, CHECKOUT),
-    Peer("pytorch", TORCH, {"encode": "measured as sentence-transformers"}),
+    Peer("pytorch", TORCH, {"encode": "measured as sentence-transformers"} | NO_COMPILING),
     Peer(
         "sentence-transformers",
         TORCH,
-        {"forward": "measured as pytorch", "train": "measured as pytorch"},
+        {"forward": "measured as pytorch", "train": "measured as pytorch"} | NO_COMPILING,
     ),
     Peer("flax", FLAX, {"encode": "has no sentence encoder"}),
     Peer(
         "onnxruntime",
         ONNXRUNTIME,
-        ON_CPU | NO_TRAINING | {"bfloat16": "has no bfloat16 matrix product on x86"},
+        ON_CPU | NO_TRAINING | NO_COMPILING | {"bfloat16": "has no bfloat16 matrix product on x86"},
         reads_onnx=True,
     ),
-    Peer("openvino", OPENVINO, ON_CPU | NO_TRAINING, reads_onnx=True),
-    Peer("eqx-zoo", EQX_ZOO, {"train": "has no masked language model"}),
+    Peer("openvino", OPENVINO, ON_CPU | NO_TRAINING | NO_COMPILING, reads_onnx=True),
+    Peer("eqx-zoo", EQX_ZOO, {"train": "has no masked language model"} | NO_COMPILING),
 )

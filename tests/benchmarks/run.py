@@ -2,12 +2,13 @@
 
     EQXBERT_DATA=path/to/data python tests/benchmarks/run.py --json results.json
 
-Three kinds of work are timed: `forward` (token ids to hidden states, for all-MiniLM-L6-v2 and a
+Four kinds of work are timed: `forward` (token ids to hidden states, for all-MiniLM-L6-v2 and a
 model of BERT-base's size, in float32 and bfloat16), `train` (a step of AdamW on masked words, for
-MiniLM's size, with dropout; in bfloat16, the parameters are float32) and `encode` (texts to
-sentence vectors, tokenizer included). Every combination of work, model, dtype and size is a
-*cell*. In a cell all peers load the same weights and must agree on the result; then they take turns
-at being timed, so that a machine that slows down slows all of them.
+MiniLM's size, with dropout; in bfloat16, the parameters are float32), `compile_forward` and
+`compile_train` (tracing and compiling one and the other anew, with 6, 12 and 24 layers) and
+`encode` (texts to sentence vectors, tokenizer included). Every combination of work, model, dtype
+and size is a *cell*. In a cell all peers load the same weights and must agree on the result; then
+they take turns at being timed, so that a machine that slows down slows all of them.
 
 `roster.py` lists the peers, their pinned requirements and what each cannot do; each has a small
 script in `peers/`. Each runs in a virtual environment of its own, made at the first run in the
@@ -35,7 +36,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from cells import SHAPES, Cell, encode_cells, forward_cells, latency_cells, train_cells
+from cells import (
+    SHAPES,
+    Cell,
+    compile_cells,
+    encode_cells,
+    forward_cells,
+    latency_cells,
+    train_cells,
+)
 from checkpoints import add_onnx, make_model
 from engines import Engine, environ, limit_cpus
 from environments import UnavailableError, python_of
@@ -94,6 +103,7 @@ def make_plan(options: argparse.Namespace, record: Record) -> Plan:
     """The cells in the order they are measured, each with the peers that take part."""
     cells = forward_cells(SHAPES[:1] if options.quick else SHAPES)
     cells += [] if options.quick else train_cells()
+    cells += [] if options.quick else compile_cells()
     cells += latency_cells()
     try:
         cells += encode_cells(QUICK_TEXTS if options.quick else None, options.texts)

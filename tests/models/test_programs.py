@@ -2,6 +2,7 @@
 their accumulators, operations, copies. Nothing is timed.
 """
 
+import dataclasses
 import re
 
 import equinox as eqx
@@ -58,8 +59,7 @@ class TestHalfPrecision:
         half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
         text = eqx.filter_jit(half).lower(**batch()).as_text()
         found = products(text)
-        layers = model.config.num_hidden_layers
-        assert len(found) == 8 * layers + 2  # and those of the head
+        assert len(found) == 8 + 2  # one layer's, which all are lowered as, and the head's
         assert set(found) == {("bf16", "bf16", "f32")}
 
     def test_gradients_too(self, model):
@@ -67,8 +67,15 @@ class TestHalfPrecision:
         assert {result for *_, result in products(text)} == {"f32"}
         # Those of attention's scores are in float32, as the scores are; all with weights are not.
         halves = [operands for *operands, _ in products(text) if operands == ["bf16", "bf16"]]
-        layers = model.config.num_hidden_layers
-        assert len(halves) >= 3 * (6 * layers + 2)
+        assert len(halves) >= 3 * (6 + 2)
+
+
+def test_layers_are_lowered_once(model):
+    """A deeper model is no longer a program, but for the calls."""
+    config = dataclasses.replace(model.config, num_hidden_layers=2 * model.config.num_hidden_layers)
+    deeper = eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
+    lengths = [len(products(lowered_step(m, batch()).as_text())) for m in (model, deeper)]
+    assert lengths[0] == lengths[1]
 
 
 def test_masked_positions_save_the_vocabularys_product(model):

@@ -1,5 +1,8 @@
 """eqxbert: the checkout itself."""
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,16 @@ from protocol import Prepared, Workload, serve
 
 import eqxbert
 from eqxbert.training import TrainState, adamw, make_train_step
+
+
+def compiling(lower: Callable[[], Any], layers: int) -> Prepared:
+    """Each time anew, tracing included."""
+
+    def run() -> None:
+        jax.clear_caches()
+        lower().compile()
+
+    return Prepared(run, fingerprint=layers)
 
 
 def prepare_forward(workload: Workload) -> Prepared:
@@ -21,7 +34,14 @@ def prepare_forward(workload: Workload) -> Prepared:
     )
 
 
-def prepare_train(workload: Workload) -> Prepared:
+def prepare_compile_forward(workload: Workload) -> Prepared:
+    model = eqxbert.BertForMaskedLM.from_pretrained(workload.model, dtype=workload.dtype).bert
+    inputs = jax.device_put(token_ids(workload.shape, np.int32))
+    return compiling(lambda: eqx.filter_jit(model).lower(*inputs), model.config.num_hidden_layers)
+
+
+def start_training(workload: Workload) -> tuple[Any, TrainState, dict[str, jax.Array]]:
+    """A step, and what it is given."""
     model = eqxbert.BertForMaskedLM.from_pretrained(workload.model)
     batch = masked_words(workload.shape, np.int32)
     batch["labels"] = batch.pop("masked_labels")
@@ -29,8 +49,17 @@ def prepare_train(workload: Workload) -> Prepared:
     optimizer = adamw(1e-4, schedule="constant")
     dtype = None if workload.dtype == "float32" else jnp.dtype(workload.dtype)
     step = make_train_step(optimizer, dtype=dtype)
-    loss = float(eqx.filter_jit(model)(**batch).loss)
-    state = TrainState.create(model, optimizer, key=jax.random.key(0))
+    return step, TrainState.create(model, optimizer, key=jax.random.key(0)), batch
+
+
+def prepare_compile_train(workload: Workload) -> Prepared:
+    step, state, batch = start_training(workload)
+    return compiling(lambda: step.lower(state, batch), state.model.config.num_hidden_layers)
+
+
+def prepare_train(workload: Workload) -> Prepared:
+    step, state, batch = start_training(workload)
+    loss = float(eqx.filter_jit(state.model)(**batch).loss)
 
     def run() -> None:
         nonlocal state
@@ -50,4 +79,6 @@ serve(
     forward=prepare_forward,
     train=prepare_train,
     encode=prepare_encode,
+    compile_forward=prepare_compile_forward,
+    compile_train=prepare_compile_train,
 )

@@ -1,5 +1,8 @@
 """The Flax BERT that transformers had until version 5, jitted."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +25,30 @@ def prepare_forward(workload: Workload) -> Prepared:
     )
 
 
-def prepare_train(workload: Workload) -> Prepared:
+def compiling(lower: Callable[[], Any], layers: int) -> Prepared:
+    """Each time anew, tracing included."""
+
+    def run() -> None:
+        jax.clear_caches()
+        lower().compile()
+
+    return Prepared(run, fingerprint=layers)
+
+
+def prepare_compile_forward(workload: Workload) -> Prepared:
+    model = FlaxBertModel.from_pretrained(workload.model, dtype=jnp.dtype(workload.dtype))
+    inputs = jax.device_put(token_ids(workload.shape, np.int32))
+    call = jax.jit(lambda params, ids, mask: model(ids, mask, params=params))
+    return compiling(lambda: call.lower(model.params, *inputs), model.config.num_hidden_layers)
+
+
+def start_training(workload: Workload) -> tuple[Any, tuple[Any, ...]]:
     """As in transformers' own example of masked language modelling, but for the labels, which it
     makes one-hot.
     """
     model = FlaxBertForMaskedLM.from_pretrained(workload.model, dtype=jnp.dtype(workload.dtype))
     batch = masked_words(workload.shape, np.int32)
-    names = ("input_ids", "attention_mask", "labels")
-    batch = jax.device_put({name: batch[name] for name in names})
+    batch = jax.device_put({n: batch[n] for n in ("input_ids", "attention_mask", "labels")})
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
 
     def mean_loss(params, batch, key):
@@ -51,22 +70,41 @@ def prepare_train(workload: Workload) -> Prepared:
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, key, loss
 
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-    # In float32, to be compared; and copied, since the step takes the memory over.
-    single = FlaxBertForMaskedLM.from_pretrained(workload.model)
+    params = model.params
+    if workload.dtype != "float32":  # the parameters are float32
+        params = FlaxBertForMaskedLM.from_pretrained(workload.model).params
+    params = jax.tree.map(jnp.copy, params)  # the step takes their memory over
+    arguments = params, optimizer.init(params), batch, jax.random.key(0)
+    return jax.jit(step, donate_argnums=(0, 1)), arguments
+
+
+def prepare_compile_train(workload: Workload) -> Prepared:
+    step, arguments = start_training(workload)
+    layers = FlaxBertForMaskedLM.config_class.from_pretrained(workload.model).num_hidden_layers
+    return compiling(lambda: step.lower(*arguments), layers)
+
+
+def prepare_train(workload: Workload) -> Prepared:
+    step, (params, state, batch, key) = start_training(workload)
+    # In float32, to be compared.
+    model = FlaxBertForMaskedLM.from_pretrained(workload.model)
+    names = ("input_ids", "attention_mask", "labels")
     ids, mask, labels = (np.asarray(batch[name]) for name in names)
-    logits = np.asarray(jax.jit(lambda p: single(ids, mask, params=p).logits)(single.params))
+    logits = np.asarray(jax.jit(lambda p: model(ids, mask, params=p).logits)(model.params))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.maximum(labels, 0))
-    params = jax.tree.map(jnp.copy, single.params)
-    key = jax.random.key(0)
-    state = optimizer.init(params)
 
     def run() -> None:
         nonlocal params, state, key
-        params, state, key, loss = compiled(params, state, batch, key)
+        params, state, key, loss = step(params, state, batch, key)
         jax.block_until_ready((params, state, loss))
 
     return Prepared(run, fingerprint=float(np.mean(np.asarray(losses)[labels != -100])))
 
 
-serve(("transformers", "flax", "jax"), forward=prepare_forward, train=prepare_train)
+serve(
+    ("transformers", "flax", "jax"),
+    forward=prepare_forward,
+    train=prepare_train,
+    compile_forward=prepare_compile_forward,
+    compile_train=prepare_compile_train,
+)

@@ -26,7 +26,7 @@ FINGERPRINT_SIZE = 8
 class Workload:
     """What a peer shall do, as both sides of the conversation see it."""
 
-    kind: str  # "forward", "encode" or "train"
+    kind: str  # "forward", "encode", "train", "compile_forward" or "compile_train"
     model: str  # a folder in Hugging Face's layout
     dtype: str  # "float32" or "bfloat16"
     device: str  # "cpu" or "gpu"
@@ -42,7 +42,7 @@ class Prepared:
     **Arguments:** `run` does the work once and returns when the result is complete. `to_numpy`
     makes a float32 array of such a result, `(batch, seq, hidden)` or `(texts, hidden)`; it is not
     measured. `fingerprint`, if there is one, is compared with the peers' instead of the result: for
-    steps with dropout, the loss without it.
+    steps with dropout, the loss without it; for compiling, the number of layers.
     """
 
     run: Callable[[], Any]
