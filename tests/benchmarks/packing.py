@@ -1,6 +1,6 @@
 """What is won by texts that share rows, on texts as long as they are.
 
-    python tests/benchmarks/packing.py [--rounds 5] [--dtype float32]
+    python tests/benchmarks/packing.py [--rounds 3] [--dtype float32]
 
 A BERT of MiniLM's shape reads the documentation of Python's standard library, up to 256 tokens of
 each function's, in batches of as many tokens: with a text in each row, in the order in which they
@@ -36,14 +36,14 @@ from eqxbert.training import (
     pack_sequences,
 )
 
-SEQ, TEXTS, BATCH_TOKENS = 256, 640, 4096
+SEQ, TEXTS, BATCH_TOKENS = 256, 320, 4096
 Texts = list[np.ndarray]
 Batches = list[dict[str, Any]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Packed rows next to padded ones.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
 
