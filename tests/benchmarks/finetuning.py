@@ -58,7 +58,7 @@ class Recipe:
     metrics: tuple[str, ...]
     changes: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    steps: int = 400
+    steps: int = 200
     batch_size: int = 32
     learning_rate: float = 1e-4
 
@@ -129,7 +129,7 @@ RECIPES = {
         squad,
         ("exact_match", "f1"),
         options={"max_length": 256},
-        steps=300,
+        steps=150,
         batch_size=16,
         learning_rate=2e-4,
     ),
