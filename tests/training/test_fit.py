@@ -106,6 +106,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stopped_at, as_
     assert_equal(again.model, whole.model)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no forkserver")
 def test_killed_twenty_times(tmp_path, monkeypatch):
     """At any moment: while it reads the last checkpoint and compiles, while it trains and writes.
     All checkpoints that are there then can be read, and what comes out is what comes out of a run
