@@ -71,7 +71,7 @@ class TestHalfPrecision:
 
 
 def test_layers_are_lowered_once(model):
-    """A deeper model is no longer a program, but for the calls."""
+    """A deeper model has more calls of the same products, not more of them."""
     config = dataclasses.replace(model.config, num_hidden_layers=2 * model.config.num_hidden_layers)
     deeper = eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
     lengths = [len(products(lowered_step(m, batch()).as_text())) for m in (model, deeper)]

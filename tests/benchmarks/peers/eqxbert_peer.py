@@ -1,27 +1,17 @@
 """eqxbert: the checkout itself."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiling import compiling
 from inputs import masked_words, token_ids
 from protocol import Prepared, Workload, serve
 
 import eqxbert
 from eqxbert.training import TrainState, adamw, make_train_step
-
-
-def compiling(lower: Callable[[], Any], layers: int) -> Prepared:
-    """Each time anew, tracing included."""
-
-    def run() -> None:
-        jax.clear_caches()
-        lower().compile()
-
-    return Prepared(run, fingerprint=layers)
 
 
 def prepare_forward(workload: Workload) -> Prepared:

@@ -1,12 +1,12 @@
 """The Flax BERT that transformers had until version 5, jitted."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compiling import compiling
 from inputs import masked_words, token_ids
 from protocol import Prepared, Workload, serve
 from transformers import FlaxBertForMaskedLM, FlaxBertModel
@@ -23,16 +23,6 @@ def prepare_forward(workload: Workload) -> Prepared:
         run=lambda: jax.block_until_ready(call(params, ids, mask)),
         to_numpy=lambda out: np.asarray(out.last_hidden_state, np.float32),
     )
-
-
-def compiling(lower: Callable[[], Any], layers: int) -> Prepared:
-    """Each time anew, tracing included."""
-
-    def run() -> None:
-        jax.clear_caches()
-        lower().compile()
-
-    return Prepared(run, fingerprint=layers)
 
 
 def prepare_compile_forward(workload: Workload) -> Prepared:
