@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from .cache import KVCache
 from .dropout import dropout
 from .embedding import Embedding
+from .fused_attention import fused_attention
 from .linear import Linear
 from .numerics import accumulation_dtype, align_trailing
 
@@ -86,6 +87,19 @@ def _attend(
     """`dot_product_attention` with the heads in front."""
     if mask is not None and mask.dtype != bool:
         raise ValueError(f"mask must be boolean (True: may attend), got {mask.dtype}.")
+    context = fused_attention(
+        query,
+        keys,
+        values,
+        mask,
+        bias=bias,
+        head_mask=head_mask,
+        dropout_rate=dropout_rate,
+        key=key,
+        return_weights=return_weights,
+    )
+    if context is not None:
+        return context, None
     dtype = accumulation_dtype(query)
     scale = query.shape[-1] ** -0.5
     # There is less of the query to scale than of the scores; but in half precision, unless the

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .product import affine, linear_product
+from .product import rounded_affine
 
 
 class Linear(eqx.Module):
@@ -39,6 +39,4 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(out_size, jnp.float32) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        if self.bias is None:
-            return linear_product(x, self.weight).astype(x.dtype)
-        return affine(x, self.weight, self.bias).astype(x.dtype)
+        return rounded_affine(x, self.weight, self.bias)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from .numerics import accumulation_dtype, align_trailing
 
@@ -14,6 +14,18 @@ from .numerics import accumulation_dtype, align_trailing
 # left operand. The numbers are those of rows that it has fast code for: others take up to a third
 # longer than the next of these.
 _FEW_ROWS = (2, 3, 4, 8, 16, 20, 24, 32)
+
+
+def rounded_affine(
+    x: Float[Array, "*batch in_size"],
+    weight: Float[Array, "out_size in_size"],
+    bias: Float[Array, " out_size"] | None,
+) -> Float[Array, "*batch out_size"]:
+    """`x @ weight.T + bias`, accumulated in at least float32 and returned in the dtype of `x`."""
+    if x.dtype == weight.dtype != accumulation_dtype(x) and jax.default_backend() == "gpu":
+        return _half_affine(x, weight, bias)
+    y = linear_product(x, weight) if bias is None else affine(x, weight, bias)
+    return y.astype(x.dtype)
 
 
 def affine(
@@ -52,11 +64,17 @@ def linear_product(
 
 
 def _contract(
-    x: Float[Array, "*batch size"], matrix: Float[Array, "rows columns"], axis: int
+    x: Float[Array, "*batch size"],
+    matrix: Float[Array, "rows columns"],
+    axis: int,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "*batch other_size"]:
-    """The product over the last axis of `x` and one of the matrix."""
+    """The product over the last axis of `x` and one of the matrix; in at least float32, or in
+    `dtype`.
+    """
     axes = (((x.ndim - 1,), (axis,)), ((), ()))
-    return lax.dot_general(x, matrix, axes, preferred_element_type=accumulation_dtype(x))
+    dtype = accumulation_dtype(x) if dtype is None else dtype
+    return lax.dot_general(x, matrix, axes, preferred_element_type=dtype)
 
 
 @jax.custom_vjp
@@ -94,3 +112,45 @@ def _transposed(matrix: Float[Array, "rows columns"]) -> Float[Array, "columns r
 
 
 _half_product.defvjp(_forward, _backward)
+
+
+# GPUs accumulate products of half precision in float32, add a bias to that, and round once. Asked
+# for results in float32, they would write twice as much, and round in a second pass over it.
+
+
+@jax.custom_vjp
+def _half_affine(
+    x: Float[Array, "*batch in_size"],
+    weight: Float[Array, "out_size in_size"],
+    bias: Float[Array, " out_size"] | None,
+) -> Float[Array, "*batch out_size"]:
+    y = _contract(x, weight, 1, x.dtype)
+    return y if bias is None else y + align_trailing(bias.astype(y.dtype), y)
+
+
+def _affine_forward(
+    x: Float[Array, "*batch in_size"],
+    weight: Float[Array, "out_size in_size"],
+    bias: Float[Array, " out_size"] | None,
+) -> tuple[Float[Array, "*batch out_size"], tuple[Array, Array, Array | None]]:
+    return _half_affine(x, weight, bias), (x, weight, bias)
+
+
+def _affine_backward(
+    residuals: tuple[Array, Array, Array | None], gradient: Float[Array, "*batch out_size"]
+) -> tuple[Array, Array, Array | None]:
+    x, weight, bias = residuals
+    rows = jnp.reshape(x, (-1, x.shape[-1]))
+    gradient_rows = jnp.reshape(gradient, (-1, gradient.shape[-1]))
+    bias_gradient = None
+    if bias is not None:
+        sums = jnp.sum(gradient_rows.astype(accumulation_dtype(x)), axis=0)
+        bias_gradient = sums.astype(bias.dtype)
+    return (
+        _contract(gradient, weight, 0, x.dtype),
+        _contract(gradient_rows.T, rows, 0, weight.dtype),
+        bias_gradient,
+    )
+
+
+_half_affine.defvjp(_affine_forward, _affine_backward)

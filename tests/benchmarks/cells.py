@@ -12,6 +12,9 @@ DTYPES = ("float32", "bfloat16")
 SHAPES = ((1, 16), (8, 128), (32, 128), (8, 512))  # batch x tokens, all tokens real
 TRAIN_SHAPE = (16, 128)
 COMPILED = ("minilm-mlm", "minilm-mlm-12", "minilm-mlm-24")  # of 6, 12 and 24 layers
+# On a GPU, in bfloat16: 32,768 tokens at a time.
+GPU_MODELS = ("bert-base-mlm", "bert-large-mlm")
+GPU_SHAPES = ((256, 128), (64, 512))
 SENTENCE = "A man is playing a guitar on the street."
 
 
@@ -54,6 +57,16 @@ def compile_cells() -> list[Cell]:
         Cell(kind, model, "float32", "x".join(map(str, TRAIN_SHAPE)), TRAIN_SHAPE)
         for model in COMPILED
         for kind in ("compile_forward", "compile_train")
+    ]
+
+
+def gpu_cells(models: tuple[str, ...], shapes: tuple[tuple[int, int], ...]) -> list[Cell]:
+    """Forward passes (of the encoders alone) and steps."""
+    return [
+        Cell(kind, model, "bfloat16", f"{batch}x{seq}", shape=(batch, seq))
+        for kind in ("forward", "train")
+        for model in models
+        for batch, seq in shapes
     ]
 
 

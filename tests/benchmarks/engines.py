@@ -13,10 +13,8 @@ from roster import Peer
 GPU_VARIABLES = {
     # An error is better than figures from a CPU that nobody noticed.
     "JAX_PLATFORMS": "cuda,cpu",
-    # Every JAX peer would otherwise claim three quarters of the GPU's memory for itself.
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2",
-    # float32 means float32: XLA would otherwise use TF32, which PyTorch does not.
-    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    # Peers have the GPU to themselves.
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
 }
 
 
@@ -29,7 +27,7 @@ class Engine:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stderr:
             process = subprocess.Popen(
-                [str(python), str(peer.script)],
+                [str(python), *peer.command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -67,15 +65,12 @@ class Engine:
 def environ(threads: int, device: str) -> dict[str, str]:
     """The environment variables that peers run under."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return inherited | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-        "RAYON_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "true",
-        "HF_HUB_OFFLINE": "1",
-        **(GPU_VARIABLES if device == "gpu" else {"JAX_PLATFORMS": "cpu"}),
-    }
+    common = inherited | {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+    if device == "gpu":
+        return common | GPU_VARIABLES
+    libraries = ("OMP", "MKL", "OPENBLAS", "RAYON")
+    limits = {f"{library}_NUM_THREADS": str(threads) for library in libraries}
+    return common | limits | {"JAX_PLATFORMS": "cpu"}
 
 
 def limit_cpus(threads: int) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from roster import ROOT, Environment
@@ -12,28 +13,44 @@ class UnavailableError(Exception):
     """Something cannot take part; the message says why, for the report."""
 
 
-def python_of(environment: Environment, device: str, cache: Path) -> Path:
-    """Returns an environment's Python, after installing what it does not have yet.
+class Environments:
+    """Where the peers' Pythons are.
 
-    **Raises:** `UnavailableError` if no Python is new enough or the installation fails.
+    **Arguments:**
+
+    - `cache`: the folder that environments are made in.
+    - `device`: "cpu" or "gpu", for which they are made.
+    - `given`: Pythons to use instead, by the names of environments; by "", for those not named.
     """
-    requirements = list(environment.requirements)
-    if device == "gpu":
-        requirements += environment.gpu_requirements
-    interpreter = _interpreter(environment.min_python)
-    folder = cache / "environments" / f"{environment.name}-{device}"
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
-    wanted = "\n".join([interpreter, *requirements])
-    if "--editable" in requirements:
-        wanted += (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    installed = folder / "installed.txt"  # written last: half an installation has none
-    if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
-        print(f"installing {folder}", file=sys.stderr)
-        run_or_raise([interpreter, "-m", "venv", "--clear", str(folder)])
-        run_or_raise([str(python), "-m", "pip", "install", "--quiet", *requirements])
-        installed.write_text(wanted, encoding="utf-8")
-    return python
+    def __init__(self, cache: Path, device: str, given: Mapping[str, str]):
+        self._cache, self._device, self._given = cache, device, given
+
+    def python_of(self, environment: Environment) -> Path:
+        """Returns an environment's Python, after installing what it does not have yet.
+
+        **Raises:** `UnavailableError` if no Python is new enough or the installation fails.
+        """
+        given = self._given.get(environment.name, self._given.get(""))
+        if given is not None:
+            return Path(given)
+        requirements = list(environment.requirements)
+        if self._device == "gpu":
+            requirements += environment.gpu_requirements
+        interpreter = _interpreter(environment.min_python)
+        folder = self._cache / "environments" / f"{environment.name}-{self._device}"
+        python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+        wanted = "\n".join([interpreter, *requirements])
+        if "--editable" in requirements:
+            wanted += (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        installed = folder / "installed.txt"  # written last: half an installation has none
+        if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
+            print(f"installing {folder}", file=sys.stderr)
+            run_or_raise([interpreter, "-m", "venv", "--clear", str(folder)])
+            run_or_raise([str(python), "-m", "pip", "install", "--quiet", *requirements])
+            installed.write_text(wanted, encoding="utf-8")
+        return python
 
 
 def run_or_raise(command: list[str]) -> None:

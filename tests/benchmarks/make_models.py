@@ -1,6 +1,8 @@
 """Run in the environment that has PyTorch: makes random models, or a model's ONNX file.
 
 python make_models.py bert-base FOLDER
+python make_models.py bert-base-mlm FOLDER
+python make_models.py bert-large-mlm FOLDER
 python make_models.py minilm-mlm FOLDER
 python make_models.py minilm-mlm-12 FOLDER
 python make_models.py minilm-mlm-24 FOLDER
@@ -20,10 +22,13 @@ def save_bert_base(folder: Path) -> None:
     BertModel(BertConfig()).save_pretrained(folder)
 
 
-def save_minilm_mlm(folder: Path, layers: int = 6) -> None:
+def save_mlm(folder: Path, hidden_size: int, layers: int, heads: int) -> None:
     torch.manual_seed(0)
     config = BertConfig(
-        hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden_size,
     )
     BertForMaskedLM(config).save_pretrained(folder)
 
@@ -68,9 +73,11 @@ def export_onnx(folder: Path) -> None:
 if __name__ == "__main__":
     make = {
         "bert-base": save_bert_base,
-        "minilm-mlm": save_minilm_mlm,
-        "minilm-mlm-12": partial(save_minilm_mlm, layers=12),
-        "minilm-mlm-24": partial(save_minilm_mlm, layers=24),
+        "bert-base-mlm": partial(save_mlm, hidden_size=768, layers=12, heads=12),
+        "bert-large-mlm": partial(save_mlm, hidden_size=1024, layers=24, heads=16),
+        "minilm-mlm": partial(save_mlm, hidden_size=384, layers=6, heads=12),
+        "minilm-mlm-12": partial(save_mlm, hidden_size=384, layers=12, heads=12),
+        "minilm-mlm-24": partial(save_mlm, hidden_size=384, layers=24, heads=12),
         "onnx": export_onnx,
     }
     make[sys.argv[1]](Path(sys.argv[2]))

@@ -1,11 +1,10 @@
-"""One cell: the peers prepare, their results are compared, then they take turns at being timed."""
+"""One cell: the peers prepare, they take turns at being timed, and their results are compared."""
 
 import dataclasses
 import statistics
 import time
 from typing import Any
 
-from cells import Cell
 from engines import Engine
 from environments import UnavailableError
 from peers.protocol import Workload
@@ -22,15 +21,11 @@ Result = dict[str, Any]
 
 
 def measure(
-    cell: Cell, workload: Workload, engines: list[Engine], rounds: int
+    workload: Workload, engines: list[Engine], rounds: int
 ) -> tuple[dict[str, Result], dict[str, str]]:
-    """Returns the results of the peers that did the work, and why others did not."""
+    """Returns what the engines that did the work found out, and why others did not."""
     running = {engine.name: engine for engine in engines}
     left_out: dict[str, str] = {}
-
-    def leave_out(name: str, why: str) -> None:
-        del running[name]
-        left_out[name] = why
 
     def ask_all(**request: Any) -> dict[str, Result]:
         replies = {}
@@ -39,21 +34,33 @@ def measure(
             try:
                 replies[name] = engine.ask(**request)
             except UnavailableError as reason:
-                leave_out(name, str(reason))
+                del running[name]
+                left_out[name] = str(reason)
         return replies
 
     results = ask_all(do="prepare", workload=dataclasses.asdict(workload))
-    differences = _differences({name: results[name].pop("fingerprint") for name in results})
-    tolerance = TOLERANCE[cell.dtype]
-    for name, difference in differences.items():
-        results[name] |= {"difference": difference, "seconds": []}
-        if not difference <= tolerance:  # so that NaN does not pass
-            leave_out(name, f"result differs from the peers' by {difference:.2g} (> {tolerance:g})")
-
+    for result in results.values():
+        result["seconds"] = []
     for _ in range(rounds):
         for name, reply in ask_all(do="measure").items():
             results[name]["seconds"].append(reply["seconds"])
-    return _with_statistics({name: results[name] for name in running}), left_out
+    return {name: results[name] for name in running}, left_out
+
+
+def compare(
+    results: dict[str, Result], tolerance: float
+) -> tuple[dict[str, Result], dict[str, str]]:
+    """The results of those that agree, with statistics; and how far the others are from these."""
+    agreeing, left_out = {}, {}
+    differences = _differences({name: result["fingerprint"] for name, result in results.items()})
+    for name, difference in differences.items():
+        result = {key: value for key, value in results[name].items() if key != "fingerprint"}
+        if difference <= tolerance:
+            agreeing[name] = result | {"difference": difference}
+        else:  # NaN too
+            text = f"result differs from the peers' by {difference:.2g} (> {tolerance:g})"
+            left_out[name] = text
+    return _with_statistics(agreeing), left_out
 
 
 def _differences(fingerprints: dict[str, list[float]]) -> dict[str, float]:

@@ -21,17 +21,21 @@ class Peer:
     """An engine to measure.
 
     **Arguments:** `lacks` maps a kind of workload, a dtype or a device to the reason why the peer
-    has no part in it.
+    has no part in it; `options` are those of its script, which has its name if `script_name` is
+    None.
     """
 
     name: str
     environment: Environment
     lacks: dict[str, str] = field(default_factory=dict)
     reads_onnx: bool = False
+    script_name: str | None = None
+    options: tuple[str, ...] = ()
 
     @property
-    def script(self) -> Path:
-        return Path(__file__).parent / "peers" / f"{self.name.replace('-', '_')}_peer.py"
+    def command(self) -> tuple[str, ...]:
+        name = (self.script_name or self.name).replace("-", "_")
+        return str(Path(__file__).parent / "peers" / f"{name}_peer.py"), *self.options
 
 
 BASELINE = "eqxbert"
@@ -66,6 +70,13 @@ NO_COMPILING = dict.fromkeys(("compile_forward", "compile_train"), "runs without
 PEERS = (
     Peer(BASELINE, CHECKOUT),
     Peer("pytorch", TORCH, {"encode": "measured as sentence-transformers"} | NO_COMPILING),
+    Peer(
+        "torch-compile",
+        TORCH,
+        {"cpu": "measured on GPUs"},
+        script_name="pytorch",
+        options=("--compile",),
+    ),
     Peer(
         "sentence-transformers",
         TORCH,

@@ -30,6 +30,11 @@ it.
 alternatives:
 
     python tests/benchmarks/run.py --only forward/minilm --only eqxbert,openvino
+
+With `--device gpu`, the work is forward passes and steps of models of BERT-base's and BERT-large's
+sizes in bfloat16, 32,768 tokens at a time, and the peers run one after the other, each with the GPU
+to itself. Where no packages can be fetched, `--python PATH` names a Python that has what the peers
+need (`--python flax=PATH` for the Flax models, which want transformers 4).
 """
 
 import argparse
@@ -37,18 +42,21 @@ import sys
 from pathlib import Path
 
 from cells import (
+    GPU_MODELS,
+    GPU_SHAPES,
     SHAPES,
     Cell,
     compile_cells,
     encode_cells,
     forward_cells,
+    gpu_cells,
     latency_cells,
     train_cells,
 )
 from checkpoints import add_onnx, make_model
 from engines import Engine, environ, limit_cpus
-from environments import UnavailableError, python_of
-from measurement import measure
+from environments import Environments, UnavailableError
+from measurement import TOLERANCE, Result, compare, measure
 from peers.protocol import Workload
 from report import HEADER, Record, rows
 from roster import PEERS, Peer
@@ -61,22 +69,20 @@ Plan = list[tuple[Cell, list[Peer]]]
 
 def main() -> None:
     options = parse_arguments()
+    environments = Environments(options.cache, options.device, options.python)
     record = Record(options)
     plan = make_plan(options, record)
     if not plan:
         sys.exit("there is nothing to measure: --only left nothing over")
-    limit_cpus(options.threads)
-    models = make_models(plan, options, record)
-    engines = start_engines(plan, options, record)
+    if options.device == "cpu":
+        limit_cpus(options.threads)
+    models = make_models(plan, environments, options, record)
+    plan = [(cell, peers) for cell, peers in plan if cell.model in models]
     print(HEADER)
-    try:
-        for cell, peers in plan:
-            running = [engines[peer.name] for peer in peers if peer.name in engines]
-            if running and cell.model in models:
-                measure_cell(cell, models[cell.model], running, options, record)
-    finally:
-        for engine in engines.values():
-            engine.close()
+    if options.device == "cpu":
+        take_turns(plan, models, environments, options, record)
+    else:
+        one_after_another(plan, models, environments, options, record)
     record.print_left_out()
 
 
@@ -91,9 +97,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], help="parts of names, see above")
     parser.add_argument("--quick", action="store_true", help="a smoke run: smallest sizes only")
     parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="a Python that has all that is needed: of the environment NAME, or of all others",
+    )
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/eqxbert-benchmarks"))
     options = parser.parse_args()
     options.cache = options.cache.expanduser().resolve()
+    named = [value if "=" in value else f"={value}" for value in options.python]
+    options.python = dict(value.split("=", 1) for value in named)
     if options.quick:
         options.rounds, options.texts = QUICK_ROUNDS, QUICK_TEXTS
     return options
@@ -101,6 +116,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_plan(options: argparse.Namespace, record: Record) -> Plan:
     """The cells in the order they are measured, each with the peers that take part."""
+    if options.device == "cpu":
+        cells = cpu_cells(options, record)
+    elif options.quick:
+        cells = gpu_cells(GPU_MODELS[:1], SHAPES[1:2])
+    else:
+        cells = gpu_cells(GPU_MODELS, GPU_SHAPES)
+    plan = [(cell, peers_of(cell, options, record)) for cell in cells]
+    return [(cell, peers) for cell, peers in plan if peers]
+
+
+def cpu_cells(options: argparse.Namespace, record: Record) -> list[Cell]:
     cells = forward_cells(SHAPES[:1] if options.quick else SHAPES)
     cells += [] if options.quick else train_cells()
     cells += [] if options.quick else compile_cells()
@@ -109,8 +135,7 @@ def make_plan(options: argparse.Namespace, record: Record) -> Plan:
         cells += encode_cells(QUICK_TEXTS if options.quick else None, options.texts)
     except UnavailableError as reason:
         record.leave_out("encode", "everywhere", reason)
-    plan = [(cell, peers_of(cell, options, record)) for cell in cells]
-    return [(cell, peers) for cell, peers in plan if peers]
+    return cells
 
 
 def peers_of(cell: Cell, options: argparse.Namespace, record: Record) -> list[Peer]:
@@ -128,52 +153,106 @@ def peers_of(cell: Cell, options: argparse.Namespace, record: Record) -> list[Pe
     return able
 
 
-def make_models(plan: Plan, options: argparse.Namespace, record: Record) -> dict[str, Path]:
+def make_models(
+    plan: Plan, environments: Environments, options: argparse.Namespace, record: Record
+) -> dict[str, Path]:
     """Returns the folders of the plan's models, with an ONNX file where a peer reads one."""
     onnx = any(peer.reads_onnx for _, peers in plan for peer in peers)
     folders = {}
     for model in sorted({cell.model for cell, _ in plan}):
         what = model
         try:
-            folders[model] = make_model(model, options.device, options.cache)
+            folders[model] = make_model(model, environments, options.cache)
             if onnx:
                 what = f"{model} as ONNX"
-                add_onnx(folders[model], options.device, options.cache)
+                add_onnx(folders[model], environments)
         except UnavailableError as reason:
             record.leave_out(what, "everywhere", reason)
     return folders
 
 
-def start_engines(plan: Plan, options: argparse.Namespace, record: Record) -> dict[str, Engine]:
-    variables = environ(options.threads, options.device)
-    engines = {}
+def take_turns(
+    plan: Plan,
+    models: dict[str, Path],
+    environments: Environments,
+    options: argparse.Namespace,
+    record: Record,
+) -> None:
+    """Measures cell by cell, with all peers at work: the machine may slow down and recover."""
+    peers = [peer for peer in PEERS if any(peer in peers for _, peers in plan)]
+    engines = {peer.name: start_engine(peer, environments, options, record) for peer in peers}
+    try:
+        for cell, peers in plan:
+            running = [engine for peer in peers if (engine := engines[peer.name]) is not None]
+            finish_cell(cell, measure_cell(cell, models, running, options, record), record)
+    finally:
+        for engine in engines.values():
+            if engine is not None:
+                engine.close()
+
+
+def one_after_another(
+    plan: Plan,
+    models: dict[str, Path],
+    environments: Environments,
+    options: argparse.Namespace,
+    record: Record,
+) -> None:
+    """Measures peer by peer, each with all of a GPU's memory."""
+    results: dict[str, dict[str, Result]] = {cell.name: {} for cell, _ in plan}
     for peer in PEERS:
-        if not any(peer in peers for _, peers in plan):
+        cells = [cell for cell, peers in plan if peer in peers]
+        engine = start_engine(peer, environments, options, record) if cells else None
+        if engine is None:
             continue
         try:
-            python = python_of(peer.environment, options.device, options.cache)
-            log = options.cache / "logs" / f"{peer.name}.log"
-            engines[peer.name] = Engine(peer, python, variables, log)
-        except UnavailableError as reason:
-            record.leave_out(peer.name, "everywhere", reason)
-    record.versions = {name: engine.versions for name, engine in engines.items()}
-    return engines
+            for cell in cells:
+                results[cell.name] |= measure_cell(cell, models, [engine], options, record)
+        finally:
+            engine.close()
+    for cell, _ in plan:
+        finish_cell(cell, results[cell.name], record)
+
+
+def start_engine(
+    peer: Peer, environments: Environments, options: argparse.Namespace, record: Record
+) -> Engine | None:
+    try:
+        python = environments.python_of(peer.environment)
+        log = options.cache / "logs" / f"{peer.name}.log"
+        engine = Engine(peer, python, environ(options.threads, options.device), log)
+    except UnavailableError as reason:
+        record.leave_out(peer.name, "everywhere", reason)
+        return None
+    record.versions[peer.name] = engine.versions
+    return engine
 
 
 def measure_cell(
-    cell: Cell, model: Path, engines: list[Engine], options: argparse.Namespace, record: Record
-) -> None:
+    cell: Cell,
+    models: dict[str, Path],
+    engines: list[Engine],
+    options: argparse.Namespace,
+    record: Record,
+) -> dict[str, Result]:
     workload = Workload(
         kind=cell.kind,
-        model=str(model),
+        model=str(models[cell.model]),
         dtype=cell.dtype,
         device=options.device,
         threads=options.threads,
         shape=cell.shape,
         texts=cell.texts,
     )
-    results, failures = measure(cell, workload, engines, options.rounds)
+    results, failures = measure(workload, engines, options.rounds)
     for name, reason in failures.items():
+        record.leave_out(name, cell.name, reason)
+    return results
+
+
+def finish_cell(cell: Cell, results: dict[str, Result], record: Record) -> None:
+    results, differing = compare(results, TOLERANCE[cell.dtype])
+    for name, reason in differing.items():
         record.leave_out(name, cell.name, reason)
     record.cells[cell.name] = results
     record.write()  # after every cell: a long run may be interrupted

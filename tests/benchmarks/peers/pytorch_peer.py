@@ -1,4 +1,9 @@
-"""PyTorch: transformers' BertModel, eager, with PyTorch's fused attention."""
+"""PyTorch: transformers' models with PyTorch's fused attention; as they are, or compiled with
+`--compile`.
+"""
+
+import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -7,13 +12,17 @@ from protocol import Prepared, Workload, serve
 from transformers import BertForMaskedLM, BertModel
 
 
+def compiled(model: Any) -> Any:
+    return torch.compile(model) if "--compile" in sys.argv else model
+
+
 def prepare_forward(workload: Workload) -> Prepared:
     torch.set_num_threads(workload.threads)
     device = "cuda" if workload.device == "gpu" else "cpu"
     model = BertModel.from_pretrained(
         workload.model, dtype=getattr(torch, workload.dtype), attn_implementation="sdpa"
     )
-    model = model.to(device).eval()
+    model = compiled(model.to(device).eval())
     ids, mask = (torch.from_numpy(x).to(device) for x in token_ids(workload.shape, np.int64))
 
     @torch.inference_mode()
@@ -35,17 +44,19 @@ def prepare_train(workload: Workload) -> Prepared:
     batch = {name: torch.from_numpy(words[name]).to(device) for name in names}
     with torch.inference_mode():
         loss = model.eval()(**batch).loss.item()
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    model = compiled(model.train())
+    parameters = list(model.parameters())
+    is_on_gpu = device == "cuda"
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=is_on_gpu)
     is_half = workload.dtype == "bfloat16"
 
     def run() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=is_half):
             model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if device == "cuda":
+        if is_on_gpu:
             torch.cuda.synchronize()
 
     return Prepared(run, fingerprint=loss)

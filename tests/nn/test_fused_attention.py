@@ -1,0 +1,248 @@
+"""Attention on GPUs. Without one, our kernels are interpreted, and JAX's own attention stands in
+for that of cuDNN.
+"""
+
+import importlib
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import max_difference
+
+import eqxbert
+from eqxbert.nn import Linear, dot_product_attention
+from eqxbert.nn.flash_attention import flash_attention
+
+flash_module = importlib.import_module("eqxbert.nn.flash_attention")
+fused_module = importlib.import_module("eqxbert.nn.fused_attention")
+
+BATCH, HEADS, RATE = 2, 3, 0.25
+# Of queries, keys and heads: whole tiles; parts of them; odd ones; a size that is no power of two.
+SIZES = [(128, 64, 32), (70, 33, 16), (5, 7, 8), (16, 80, 24)]
+MASKS = ["none", "keys", "pairs", "each head", "empty row"]
+
+
+def inputs(q_seq, kv_seq, size, dtype=jnp.float32):
+    """Query, keys, values and a gradient of the context."""
+    rng = np.random.default_rng(0)
+    lengths = q_seq, kv_seq, kv_seq, q_seq
+    return [jnp.asarray(rng.normal(size=(BATCH, n, HEADS, size)), dtype) for n in lengths]
+
+
+def make_mask(kind, q_seq, kv_seq):
+    rng = np.random.default_rng(1)
+    if kind == "none":
+        return None
+    shape = {"keys": (BATCH, 1, 1), "each head": (BATCH, HEADS, q_seq)}.get(kind, (1, 1, q_seq))
+    mask = rng.random((*shape, kv_seq)) < 0.6
+    if kind == "empty row":
+        mask[..., 2, :] = False
+    return jnp.asarray(mask)
+
+
+def plain(query, keys, values, mask, kept):
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) * query.shape[-1] ** -0.5
+    allowed = jnp.ones(scores.shape, bool) if mask is None else jnp.broadcast_to(mask, scores.shape)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
+    weights = jnp.where(jnp.any(allowed, -1, keepdims=True), weights, 0.0)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights * kept / (1 - RATE), values)
+
+
+def kept_by(key, q_seq, kv_seq, rate=RATE):
+    """What dropout keeps: the weights of equal scores, read off by values with a one each."""
+    zeros = jnp.zeros((BATCH, max(q_seq, kv_seq), HEADS, kv_seq))
+    ones = jnp.broadcast_to(jnp.eye(kv_seq)[:, None, :], (BATCH, kv_seq, HEADS, kv_seq))
+    context = flash_attention(
+        zeros[:, :q_seq], zeros[:, :kv_seq], ones, dropout_rate=rate, key=key, interpret=True
+    )
+    return (jnp.swapaxes(context, 1, 2) > 0).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_kernels_equal_the_formula(sizes, kind):
+    q_seq, kv_seq, _ = sizes
+    *arguments, gradient = inputs(*sizes)
+    mask, key = make_mask(kind, q_seq, kv_seq), jax.random.key(2)
+    kept = kept_by(key, q_seq, kv_seq)
+
+    def kernels(q, k, v):
+        return flash_attention(q, k, v, mask, dropout_rate=RATE, key=key, interpret=True)
+
+    found, backward = jax.vjp(kernels, *arguments)
+    expected, expected_backward = jax.vjp(lambda q, k, v: plain(q, k, v, mask, kept), *arguments)
+    assert max_difference(found, expected) < 1e-5
+    for ours, theirs in zip(backward(gradient), expected_backward(gradient), strict=True):
+        assert max_difference(ours, theirs) < 1e-5
+    if kind == "empty row":
+        assert np.all(np.asarray(found)[:, 2] == 0)
+        assert np.all(np.asarray(backward(gradient)[0])[:, 2] == 0)
+
+
+def test_what_is_dropped_is_independent():
+    """By place, head, row and key: shares and correlations are those of coins."""
+    keys = [jax.random.key(0), jax.random.key(1)]
+    kept = np.stack([kept_by(key, 128, 128, 0.1) for key in keys]).reshape(-1, 128 * 128)
+    deviation = (0.1 * 0.9 / 128**2) ** 0.5
+    assert np.all(np.abs(kept.mean(1) - 0.9) < 4 * deviation)
+    by_place = (kept - kept.mean(1, keepdims=True)) / 0.3
+    correlations = by_place @ by_place.T / 128**2 - np.eye(len(kept))
+    assert np.abs(correlations).max() < 5 / 128
+    for shift in (1, 2, 128, 129, 64 * 128):
+        neighbours = (by_place * np.roll(by_place, shift, axis=1)).mean(1)
+        assert np.abs(neighbours).max() < 5 / 128
+    assert np.array_equal(kept_by(keys[0], 128, 128, 0.1), kept_by(keys[0], 128, 128, 0.1))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """As on a GPU: the names of the kernels that are called."""
+    calls = []
+    jax_attention = jax.nn.dot_product_attention
+
+    def cudnn(query, keys, values, *, mask, implementation):
+        assert implementation == "cudnn"
+        assert query.dtype in (jnp.bfloat16, jnp.float16)
+        assert query.shape[1] % 2 == keys.shape[1] % 2 == 0
+        assert mask is None or mask.shape[-2:] == (query.shape[1], keys.shape[1])
+        calls.append("cudnn")
+        wide = [x.astype(jnp.float32) for x in (query, keys, values)]
+        return jax_attention(*wide, mask=mask, implementation="xla").astype(query.dtype)
+
+    def interpreted(*arguments, **options):
+        calls.append("flash")
+        return flash_attention(*arguments, **options, interpret=True)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    monkeypatch.setattr(flash_module, "flash_attention", interpreted)
+    monkeypatch.setattr(fused_module, "_is_new_enough", lambda: True)
+    fused_module._log_once.cache_clear()
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_cudnn_is_called_as_it_can_be(sizes, kind, dtype, calls):
+    *arguments, gradient = inputs(*sizes, dtype)
+    mask = make_mask(kind, *sizes[:2])
+    (found, weights), backward = jax.vjp(
+        lambda q, k, v: dot_product_attention(q, k, v, mask), *arguments
+    )
+    assert weights is None
+    assert calls == ["cudnn"]
+    wide = [x.astype(jnp.float32) for x in arguments]
+    expected, expected_backward = jax.vjp(lambda q, k, v: plain(q, k, v, mask, 1 - RATE), *wide)
+    assert found.dtype == dtype
+    assert max_difference(found.astype(jnp.float32), expected) < 0.03
+    gradients = backward((gradient, None)), expected_backward(gradient.astype(jnp.float32))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert max_difference(ours.astype(jnp.float32), theirs) < 0.05
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 2)])
+def test_any_batch(batch, calls):
+    rng = np.random.default_rng(0)
+    query = jnp.asarray(rng.normal(size=(*batch, 6, HEADS, 8)), jnp.bfloat16)
+    mask = jnp.asarray(rng.random((*batch[-1:], 1, 1, 6)) < 0.7).at[..., 0].set(True)
+    found, _ = dot_product_attention(query, query, query, mask)
+    assert calls == ["cudnn"]
+    expected, _ = dot_product_attention(*[query.astype(jnp.float32)] * 3, mask)
+    assert found.shape == query.shape
+    assert max_difference(found.astype(jnp.float32), expected) < 0.03
+
+
+def test_models_train_with_kernels(calls):
+    """A loss and its gradients are those of float32 elsewhere; with dropout, they are finite."""
+    config = eqxbert.BertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    model = eqxbert.BertForMaskedLM(config, key=jax.random.key(0))
+    ids = jnp.asarray(np.random.default_rng(0).integers(1, 99, (3, 10)))
+    mask = (jnp.arange(10)[None] < jnp.asarray([[10], [7], [4]])).astype(jnp.int32)
+
+    def loss(model, key=None):
+        return model(ids, mask, labels=ids, key=key).loss
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+        found, gradients = jax.value_and_grad(loss)(half)
+        assert set(calls) == {"cudnn"}
+        expected, expected_gradients = jax.value_and_grad(loss)(model)
+        assert set(calls) == {"cudnn"}
+        assert abs(float(found) - float(expected)) < 0.02 * float(expected)
+        for ours, theirs in zip(
+            *map(jax.tree.leaves, (gradients, expected_gradients)), strict=True
+        ):
+            scale = float(jnp.abs(theirs).max()) + 1e-3
+            assert max_difference(ours.astype(jnp.float32), theirs) < 0.1 * scale
+        calls.clear()
+        dropped = jax.grad(loss)(half, jax.random.key(1))
+        assert set(calls) == {"flash"}
+        assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(dropped))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"return_weights": True}, "weights are asked for"),
+        ({"head_mask": jnp.ones(HEADS)}, "head mask"),
+        ({"bias": jnp.zeros((1, 1, 6, 6))}, "relative"),
+        ({"dropout_rate": 1.0, "key": jax.random.key(0)}, "all of the weights"),
+        ({"dtype": jnp.float32}, "computed in float32"),
+        ({"size": 12}, "heads of size 12"),
+        ({"size": 136}, "heads of size 136"),
+    ],
+)
+def test_what_no_kernel_computes_is_said_once(options, reason, calls, caplog):
+    dtype = options.get("dtype", jnp.bfloat16)
+    *arguments, _ = inputs(6, 6, options.get("size", 8), dtype)
+    others = {k: v for k, v in options.items() if k not in ("dtype", "size")}
+    with caplog.at_level(logging.WARNING, logger="eqxbert"):
+        for _ in range(2):
+            context, _ = dot_product_attention(*arguments, **others)
+    assert calls == []
+    assert context.shape == arguments[0].shape
+    [record] = caplog.records
+    assert reason in record.message
+
+
+def test_older_gpus_have_no_kernels(calls, monkeypatch, caplog):
+    monkeypatch.setattr(fused_module, "_is_new_enough", lambda: False)
+    *arguments, _ = inputs(6, 6, 8, jnp.bfloat16)
+    dot_product_attention(*arguments)
+    assert calls == []
+    assert "compute capability" in caplog.text
+
+
+def test_one_query_needs_no_kernel(calls, caplog):
+    *arguments, _ = inputs(1, 6, 8, jnp.bfloat16)
+    dot_product_attention(*arguments)
+    assert calls == []
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_products_are_in_half_precision(use_bias, calls):
+    """On a GPU, they come out in it; what is added up is in float32 all the same."""
+    linear = Linear(48, 32, use_bias=use_bias, key=jax.random.key(0))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), linear)
+    x = jax.random.normal(jax.random.key(1), (4, 16, 48), jnp.bfloat16)
+    wide = [jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (half, x)]
+    found, backward = jax.vjp(lambda m, x: m(x), half, x)
+    expected, expected_backward = jax.vjp(lambda m, x: m(x), *wide)
+    gradient = jax.random.normal(jax.random.key(2), found.shape, jnp.bfloat16)
+    assert max_difference(found.astype(jnp.float32), expected) < 0.02
+    gradients = backward(gradient), expected_backward(gradient.astype(jnp.float32))
+    for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert max_difference(ours.astype(jnp.float32), theirs) < 0.01 * float(
+            jnp.abs(theirs).max()
+        )
