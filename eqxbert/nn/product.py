@@ -140,6 +140,8 @@ def _affine_backward(
     residuals: tuple[Array, Array, Array | None], gradient: Float[Array, "*batch out_size"]
 ) -> tuple[Array, Array, Array | None]:
     x, weight, bias = residuals
+    # As it is, rounded: XLA would rather write what it was before, which takes twice the memory.
+    gradient = lax.optimization_barrier(gradient)
     rows = jnp.reshape(x, (-1, x.shape[-1]))
     gradient_rows = jnp.reshape(gradient, (-1, gradient.shape[-1]))
     bias_gradient = None

@@ -197,22 +197,49 @@ class TrainStep:
         if jax.default_backend() == "cpu":
             barriers = _KEEP_BARRIERS if is_checkpointed else {}
             options = {"compiler_options": _COMPILER_OPTIONS | barriers}
-        # The batch comes first: only the memory of what follows is given away.
-        self._program: Any = eqx.filter_jit(function, donate="all-except-first", **options)
+
+        def program(
+            arrays: list[Any], state: TrainState, others: tuple[Any, ...]
+        ) -> tuple[TrainState, Metrics]:
+            return function(_joined(arrays, others), state)
+
+        # Not `eqx.filter_jit`, which waits for what it computes: an accelerator would be idle
+        # until it is told of the next step.
+        self._program = jax.jit(program, donate_argnums=1, static_argnums=2, **options)
         self._function = function
 
     # A batch of another kind is told of in the words of `check_batch`.
     def __call__(self, state: TrainState, batch: Batch | Any) -> tuple[TrainState, Metrics]:
-        """The state after the step, and its metrics."""
+        """The state after the step, and its metrics. They may still be being computed: to use a
+        number waits for it.
+        """
+        batch = check_batch(batch)
         # Part of a larger program, it may not bring options of its own.
-        is_traced = isinstance(state.step, core.Tracer)
-        return (self._function if is_traced else self._program)(check_batch(batch), state)
+        if isinstance(state.step, core.Tracer):
+            return self._function(batch, state)
+        arrays, others = _arrays_and_others(batch)
+        return self._program(arrays, state, others)
 
-    def lower(self, state: TrainState, batch: Batch | Any) -> Any:
+    def lower(self, state: TrainState, batch: Batch | Any) -> jax.stages.Lowered:
         """The program for such arguments, as `jax.jit` lowers it: `.compile().memory_analysis()`
         tells how much memory it takes.
         """
-        return self._program.lower(check_batch(batch), state)
+        arrays, others = _arrays_and_others(check_batch(batch))
+        return self._program.lower(arrays, state, others)
+
+
+def _arrays_and_others(batch: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
+    """The arrays in a batch, and all that is compiled for: its structure, and other values."""
+    leaves, structure = jax.tree.flatten(batch)
+    arrays = [x for x in leaves if eqx.is_array(x)]
+    return arrays, (structure, *(None if eqx.is_array(x) else x for x in leaves))
+
+
+def _joined(arrays: list[Any], others: tuple[Any, ...]) -> dict[str, Any]:
+    structure, *leaves = others
+    remaining = iter(arrays)
+    # (No leaf is None.)
+    return jax.tree.unflatten(structure, [next(remaining) if x is None else x for x in leaves])
 
 
 def make_eval_step(

@@ -115,7 +115,7 @@ def compiled(step: Any, state: TrainState, batch: Mapping[str, np.ndarray]) -> t
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    return seconds, program.compiled.memory_analysis().temp_size_in_bytes
+    return seconds, program.memory_analysis().temp_size_in_bytes
 
 
 if __name__ == "__main__":

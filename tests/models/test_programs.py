@@ -85,7 +85,7 @@ def test_masked_positions_save_the_vocabularys_product(model):
     every["labels"] = np.ones((8, SEQ), np.int32)
 
     def operations(inputs) -> float:
-        return lowered_step(model, inputs, accumulate=1).lowered.cost_analysis()["flops"]
+        return lowered_step(model, inputs, accumulate=1).cost_analysis()["flops"]
 
     hidden, vocab = SIZES["hidden_size"], SIZES["vocab_size"]
     words = 3 * 2 * 8 * (SEQ - SLOTS) * (hidden * vocab + hidden * hidden)

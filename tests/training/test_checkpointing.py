@@ -162,7 +162,7 @@ class TestSteps:
 
         def memory(remat: Any) -> int:
             program = make_train_step(optimizer, remat=remat).lower(state, inputs).compile()
-            return program.compiled.memory_analysis().temp_size_in_bytes
+            return program.memory_analysis().temp_size_in_bytes
 
         plain = memory(False)
         products = memory(jax.checkpoint_policies.dots_with_no_batch_dims_saveable)

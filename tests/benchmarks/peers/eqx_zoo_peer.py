@@ -17,7 +17,8 @@ def prepare_forward(workload: Workload) -> Prepared:
     call = eqx.filter_jit(lambda model, ids, mask: jax.vmap(model)(ids, mask))
     ids, mask = jax.device_put(token_ids(workload.shape, np.int32))
     return Prepared(
-        run=lambda: jax.block_until_ready(call(model, ids, mask)),
+        run=lambda: call(model, ids, mask),
+        wait=jax.block_until_ready,
         to_numpy=lambda hidden: np.asarray(hidden, np.float32),
     )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from compiling import compiling
 from inputs import masked_words, token_ids
-from protocol import Prepared, Workload, serve
+from protocol import CHECKED_ROWS, Prepared, Workload, serve
 
 import eqxbert
 from eqxbert.training import TrainState, adamw, make_train_step
@@ -19,7 +19,8 @@ def prepare_forward(workload: Workload) -> Prepared:
     call = eqx.filter_jit(model)
     ids, mask = jax.device_put(token_ids(workload.shape, np.int32))
     return Prepared(
-        run=lambda: jax.block_until_ready(call(ids, mask)),
+        run=lambda: call(ids, mask),
+        wait=jax.block_until_ready,
         to_numpy=lambda out: np.asarray(out.last_hidden_state, np.float32),
     )
 
@@ -49,14 +50,15 @@ def prepare_compile_train(workload: Workload) -> Prepared:
 
 def prepare_train(workload: Workload) -> Prepared:
     step, state, batch = start_training(workload)
-    loss = float(eqx.filter_jit(state.model)(**batch).loss)
+    checked = {name: array[CHECKED_ROWS] for name, array in batch.items()}
+    loss = float(eqx.filter_jit(state.model)(**checked).loss)
 
-    def run() -> None:
+    def run() -> Any:
         nonlocal state
         state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
+        return state, metrics
 
-    return Prepared(run, fingerprint=loss)
+    return Prepared(run, wait=jax.block_until_ready, fingerprint=loss)
 
 
 def prepare_encode(workload: Workload) -> Prepared:

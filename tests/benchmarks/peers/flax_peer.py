@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from compiling import compiling
 from inputs import masked_words, token_ids
-from protocol import Prepared, Workload, serve
+from protocol import CHECKED_ROWS, Prepared, Workload, serve
 from transformers import FlaxBertForMaskedLM, FlaxBertModel
 
 
@@ -20,7 +20,8 @@ def prepare_forward(workload: Workload) -> Prepared:
 
     call = jax.jit(lambda params, ids, mask: model(ids, mask, params=params))
     return Prepared(
-        run=lambda: jax.block_until_ready(call(params, ids, mask)),
+        run=lambda: call(params, ids, mask),
+        wait=jax.block_until_ready,
         to_numpy=lambda out: np.asarray(out.last_hidden_state, np.float32),
     )
 
@@ -79,16 +80,17 @@ def prepare_train(workload: Workload) -> Prepared:
     # In float32, to be compared.
     model = FlaxBertForMaskedLM.from_pretrained(workload.model)
     names = ("input_ids", "attention_mask", "labels")
-    ids, mask, labels = (np.asarray(batch[name]) for name in names)
+    ids, mask, labels = (np.asarray(batch[name])[CHECKED_ROWS] for name in names)
     logits = np.asarray(jax.jit(lambda p: model(ids, mask, params=p).logits)(model.params))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.maximum(labels, 0))
 
-    def run() -> None:
+    def run() -> Any:
         nonlocal params, state, key
         params, state, key, loss = step(params, state, batch, key)
-        jax.block_until_ready((params, state, loss))
+        return params, state, loss
 
-    return Prepared(run, fingerprint=float(np.mean(np.asarray(losses)[labels != -100])))
+    fingerprint = float(np.mean(np.asarray(losses)[labels != -100]))
+    return Prepared(run, wait=jax.block_until_ready, fingerprint=fingerprint)
 
 
 serve(
