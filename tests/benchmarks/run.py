@@ -208,6 +208,8 @@ def one_after_another(
         try:
             for cell in cells:
                 results[cell.name] |= measure_cell(cell, models, [engine], options, record)
+                record.cells = results  # not yet compared; but a long run may be interrupted
+                record.write()
         finally:
             engine.close()
     for cell, _ in plan:
