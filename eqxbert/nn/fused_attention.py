@@ -41,7 +41,7 @@ def fused_attention(
         return_weights=return_weights,
     )
     if reason is not None:
-        _log_once(reason)
+        _log_once(logging.WARNING, f"it is not by a GPU's own kernel, since {reason}")
         return None
     *batch, heads, q_seq, head_size = query.shape
     if mask is not None:
@@ -54,6 +54,7 @@ def fused_attention(
         # Experimental in JAX, and of no use elsewhere: loaded where there is need.
         from .flash_attention import flash_attention
 
+        _log_once(logging.INFO, "with dropout it is by eqxbert's kernel, without by cuDNN's")
         context = flash_attention(query, keys, values, mask, dropout_rate=dropout_rate, key=key)
     else:
         context = _cudnn_attention(query, keys, values, mask)
@@ -132,5 +133,5 @@ def _is_new_enough() -> bool:
 
 
 @functools.cache
-def _log_once(reason: str) -> None:
-    logger.warning("Attention is not computed by cuDNN: %s.", reason)
+def _log_once(level: int, how: str) -> None:
+    logger.log(level, "How attention is computed: %s.", how)

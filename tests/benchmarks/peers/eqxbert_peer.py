@@ -15,7 +15,9 @@ from eqxbert.training import TrainState, adamw, make_train_step
 
 
 def prepare_forward(workload: Workload) -> Prepared:
-    model = eqxbert.BertModel.from_pretrained(workload.model, dtype=workload.dtype)
+    # (Language models have no pooler: it is drawn anew, as by the peers.)
+    key = jax.random.key(0)
+    model = eqxbert.BertModel.from_pretrained(workload.model, dtype=workload.dtype, key=key)
     call = eqx.filter_jit(model)
     ids, mask = jax.device_put(token_ids(workload.shape, np.int32))
     return Prepared(
