@@ -63,7 +63,8 @@ def flash_attention(
         for x, rows in ((query, missing_q), (keys, missing_kv), (values, missing_kv))
     )
     seed = jax.random.bits(key, (2,), jnp.uint32)
-    return _attention(settings, query, keys, values, mask, seed)[:, :q_seq, :, :head_size]
+    context: Array = _attention(settings, query, keys, values, mask, seed)
+    return context[:, :q_seq, :, :head_size]
 
 
 def _tile(seq: int) -> int:
@@ -111,7 +112,7 @@ def _backward(settings: _Settings, residuals: Any, gradient: Array) -> tuple[Any
     batch, q_seq, heads, _ = query.shape
     kv_seq = keys.shape[1]
     q_tile, kv_tile = settings.q_tile, settings.kv_tile
-    # By how much each weight's gradient exceeds what changes nothing: a softmax sums to one.
+    # The means of the weights' gradients, by the weights: what a softmax's derivative subtracts.
     means = jnp.einsum("bqhd,bqhd->bhq", gradient, context, preferred_element_type=jnp.float32)
     arguments = (query, keys, values, mask, seed, gradient, log_sums, means)
     [query_gradient] = _run(
@@ -156,7 +157,8 @@ def _backward(settings: _Settings, residuals: Any, gradient: Array) -> tuple[Any
 _attention.defvjp(_forward, _backward)
 
 
-# Of all programs of a grid, each has one tile of a sequence, in one head of one row of the batch.
+# Each program of a grid has one tile of a sequence, in one head of one row of the batch. A kernel is
+# given references to its parts of the arrays: of the query (q_tile, size) or (q_seq, size).
 
 
 def _run(
@@ -339,7 +341,7 @@ def _kept(settings: _Settings, seed, *, kv_seq, transposed: bool = False):
     # Two words for each head, so that no two have the same sequence, or one that overlaps.
     first = _hashed(seed[0] ^ head, jnp.uint32(0))
     second = _hashed(seed[1] ^ first, head)
-    threshold = round((1 - settings.dropout_rate) * 2**32)
+    threshold = min(round((1 - settings.dropout_rate) * 2**32), 2**32 - 1)
 
     def kept(q_start, kv_start):
         place = (q_start + q_range) * kv_seq + (kv_start + kv_range)

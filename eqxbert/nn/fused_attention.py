@@ -31,17 +31,18 @@ def fused_attention(
     """
     if jax.default_backend() != "gpu" or query.shape[-2] == 1:  # one query is no work
         return None
-    drops = key is not None and dropout_rate > 0
+    if key is None:
+        dropout_rate = 0.0
     reason = _obstacle(
         query,
         keys,
         bias=bias,
         head_mask=head_mask,
-        dropout_rate=dropout_rate if drops else 0.0,
+        dropout_rate=dropout_rate,
         return_weights=return_weights,
     )
     if reason is not None:
-        _log_once(logging.WARNING, f"it is not by a GPU's own kernel, since {reason}")
+        _log_once(logging.WARNING, f"Attention is not computed by cuDNN: {reason}.")
         return None
     *batch, heads, q_seq, head_size = query.shape
     if mask is not None:
@@ -50,11 +51,11 @@ def fused_attention(
     query, keys, values = (
         jnp.swapaxes(jnp.reshape(x, (-1, *x.shape[-3:])), 1, 2) for x in (query, keys, values)
     )
-    if drops:
+    if key is not None and dropout_rate > 0:
         # Experimental in JAX, and of no use elsewhere: loaded where there is need.
         from .flash_attention import flash_attention
 
-        _log_once(logging.INFO, "with dropout it is by eqxbert's kernel, without by cuDNN's")
+        _log_once(logging.INFO, "Attention with dropout is computed by eqxbert, not by cuDNN.")
         context = flash_attention(query, keys, values, mask, dropout_rate=dropout_rate, key=key)
     else:
         context = _cudnn_attention(query, keys, values, mask)
@@ -133,5 +134,5 @@ def _is_new_enough() -> bool:
 
 
 @functools.cache
-def _log_once(level: int, how: str) -> None:
-    logger.log(level, "How attention is computed: %s.", how)
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
