@@ -157,8 +157,8 @@ def _backward(settings: _Settings, residuals: Any, gradient: Array) -> tuple[Any
 _attention.defvjp(_forward, _backward)
 
 
-# Each program of a grid has one tile of a sequence, in one head of one row of the batch. A kernel is
-# given references to its parts of the arrays: of the query (q_tile, size) or (q_seq, size).
+# Each program of a grid has one tile of a sequence, in one head of one row of the batch. A kernel
+# is given references to its parts of the arrays: of the query (q_tile, size) or (q_seq, size).
 
 
 def _run(
