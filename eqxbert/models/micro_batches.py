@@ -10,6 +10,8 @@ from jax import lax
 from jax.interpreters.partial_eval import DynamicJaxprTracer
 from jaxtyping import Array, Float
 
+from ..nn import platform
+
 T = TypeVar("T")
 
 # Several times as many are up to half as slow again, and thrice as slow where sequences are long.
@@ -32,7 +34,7 @@ def number_of_parts(x: Float[Array, "*batch seq hidden"]) -> int:
     rows, seq = math.prod(x.shape[:-2]), x.shape[-2]
     if not isinstance(rows * seq, int):  # a program for any batch (`jax.export`)
         return 1
-    if jax.default_backend() != "cpu" or not isinstance(x, DynamicJaxprTracer):
+    if platform() != "cpu" or not isinstance(x, DynamicJaxprTracer):
         return 1
     return -(-rows // max(1, tokens_in_cache(seq) // seq))
 

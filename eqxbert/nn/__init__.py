@@ -40,4 +40,5 @@ from .numerics import (
     align_trailing as align_trailing,
     as_int32 as as_int32,
 )
+from .platform import platform as platform
 from .product import affine as affine, linear_product as linear_product

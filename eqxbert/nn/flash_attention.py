@@ -45,8 +45,9 @@ def flash_attention(
 ) -> Float[Array, "batch q_seq heads head_size"]:
     """`dot_product_attention` with dropout, for NVIDIA GPUs.
 
-    **Arguments:** as there, and
+    **Arguments:** as there, with one axis for the batch; and
 
+    - `mask`: with all four axes, and all keys.
     - `interpret`: whether JAX interprets the kernels, to try them without a GPU.
     """
     (q_seq, _, head_size), kv_seq = query.shape[1:], keys.shape[1]

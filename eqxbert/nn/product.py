@@ -9,6 +9,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, DTypeLike, Float
 
 from .numerics import accumulation_dtype, align_trailing
+from .platform import platform
 
 # For so few rows, XLA on CPU is faster (by a third, for the weights of BERT) if the weights are the
 # left operand. The numbers are those of rows that it has fast code for: others take up to a third
@@ -22,7 +23,7 @@ def rounded_affine(
     bias: Float[Array, " out_size"] | None,
 ) -> Float[Array, "*batch out_size"]:
     """`x @ weight.T + bias`, accumulated in at least float32 and returned in the dtype of `x`."""
-    if x.dtype == weight.dtype != accumulation_dtype(x) and jax.default_backend() == "gpu":
+    if x.dtype == weight.dtype != accumulation_dtype(x) and platform() == "gpu":
         return _half_affine(x, weight, bias)
     y = linear_product(x, weight) if bias is None else affine(x, weight, bias)
     return y.astype(x.dtype)
@@ -106,7 +107,7 @@ def _transposed(matrix: Float[Array, "rows columns"]) -> Float[Array, "columns r
     """XLA on CPU has fast products in half precision for operands in the order of their axes alone,
     and would leave these as they are.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return matrix.T
     return with_layout_constraint(matrix.T, Layout((0, 1)))
 

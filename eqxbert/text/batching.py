@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 
 from ..models.micro_batches import tokens_in_cache
+from ..nn import platform
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ def plan_batches(
 
 def _usual_tokens(seq: int) -> int:
     """How many tokens at once suit the device, in sequences of length `seq`."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = platform() == "cpu"
     return tokens_in_cache(seq) if on_cpu else _TOKENS_PER_BATCH_ELSEWHERE
 
 
@@ -118,7 +119,7 @@ def run_batches(
     - `calls`: batches with its arguments. The shapes of these are the same for all batches of a
         shape.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         yield from _started_ahead((batch, program(*arguments)) for batch, arguments in calls)
         return
     compiled: dict[tuple[int, int], Any] = {}

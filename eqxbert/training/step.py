@@ -12,6 +12,7 @@ from jax import core, lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray, PyTree
 
 from ..models.checkpointing import Policy, checkpoint_layers
+from ..nn import platform
 from .loss import (
     Batch,
     LossFunction,
@@ -197,8 +198,8 @@ class TrainStep:
         *,
         is_checkpointed: bool,
     ):
-        options = _COMPILER_OPTIONS.get(jax.default_backend(), {})
-        if jax.default_backend() == "cpu" and is_checkpointed:
+        options = _COMPILER_OPTIONS.get(platform(), {})
+        if platform() == "cpu" and is_checkpointed:
             options = options | _KEEP_BARRIERS
 
         def program(
@@ -216,11 +217,11 @@ class TrainStep:
     # A batch of another kind is told of in the words of `check_batch`.
     def __call__(self, state: TrainState, batch: Batch | Any) -> tuple[TrainState, Metrics]:
         """The state after the step, and its metrics. They may still be being computed: to use a
-        number waits for it.
+        number waits for it, and raises what has gone wrong (such as an `eqx.error_if` in a loss).
         """
         batch = check_batch(batch)
         # Part of a larger program, it may not bring options of its own.
-        if isinstance(state.step, core.Tracer):
+        if any(isinstance(x, core.Tracer) for x in jax.tree.leaves((state, batch))):
             return self._function(batch, state)
         arrays, others = _arrays_and_others(batch)
         return self._program(arrays, state, others)
@@ -314,7 +315,7 @@ def _usual_parts(batch: Batch) -> int:
     """In how many parts a batch is computed fastest."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(dict(batch))]
     examples = {shape[0] if shape else 0 for shape in shapes}
-    if jax.default_backend() != "cpu" or "input_ids" not in batch or len(examples) != 1:
+    if platform() != "cpu" or "input_ids" not in batch or len(examples) != 1:
         return 1
     [count] = examples
     most = max(1, math.prod(jnp.shape(batch["input_ids"])) // _PART)

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import max_difference
+from jax.custom_batching import custom_vmap
 
 import eqxbert
 from eqxbert.nn import Linear, dot_product_attention
 from eqxbert.nn.flash_attention import flash_attention
 
-flash_module = importlib.import_module("eqxbert.nn.flash_attention")
 fused_module = importlib.import_module("eqxbert.nn.fused_attention")
 
 BATCH, HEADS, RATE = 2, 3, 0.25
 # Of queries, keys and heads: whole tiles; parts of them; odd ones; a size that is no power of two.
 SIZES = [(128, 64, 32), (70, 33, 16), (5, 7, 8), (16, 80, 24)]
-MASKS = ["none", "keys", "pairs", "each head", "empty row"]
+MASKS = ["none", "keys", "one column", "pairs", "each head", "empty row"]
 
 
 def inputs(q_seq, kv_seq, size, dtype=jnp.float32):
@@ -36,7 +36,7 @@ def make_mask(kind, q_seq, kv_seq):
     if kind == "none":
         return None
     shape = {"keys": (BATCH, 1, 1), "each head": (BATCH, HEADS, q_seq)}.get(kind, (1, 1, q_seq))
-    mask = rng.random((*shape, kv_seq)) < 0.6
+    mask = rng.random((*shape, 1 if kind == "one column" else kv_seq)) < 0.6
     if kind == "empty row":
         mask[..., 2, :] = False
     return jnp.asarray(mask)
@@ -66,6 +66,8 @@ def test_kernels_equal_the_formula(sizes, kind):
     q_seq, kv_seq, _ = sizes
     *arguments, gradient = inputs(*sizes)
     mask, key = make_mask(kind, q_seq, kv_seq), jax.random.key(2)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:3], kv_seq))
     kept = kept_by(key, q_seq, kv_seq)
 
     def kernels(q, k, v):
@@ -102,13 +104,24 @@ def calls(monkeypatch):
     calls = []
     jax_attention = jax.nn.dot_product_attention
 
+    @custom_vmap
+    def refusing(x):
+        return x
+
+    @refusing.def_vmap
+    def _(*_):
+        raise AssertionError("cuDNN's attention is mapped")
+
+    unmapped = jax.custom_vjp(refusing)
+    unmapped.defvjp(lambda x: (refusing(x), None), lambda _, gradient: (gradient,))
+
     def cudnn(query, keys, values, *, mask, implementation):
         assert implementation == "cudnn"
         assert query.dtype in (jnp.bfloat16, jnp.float16)
         assert query.shape[1] % 2 == keys.shape[1] % 2 == 0
         assert mask is None or mask.shape[-2:] == (query.shape[1], keys.shape[1])
         calls.append("cudnn")
-        wide = [x.astype(jnp.float32) for x in (query, keys, values)]
+        wide = [unmapped(x).astype(jnp.float32) for x in (query, keys, values)]
         return jax_attention(*wide, mask=mask, implementation="xla").astype(query.dtype)
 
     def interpreted(*arguments, **options):
@@ -117,10 +130,12 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-    monkeypatch.setattr(flash_module, "flash_attention", interpreted)
+    monkeypatch.setattr(fused_module, "flash_attention", interpreted)
     monkeypatch.setattr(fused_module, "_is_new_enough", lambda: True)
     fused_module._log_once.cache_clear()
-    return calls
+    jax.clear_caches()  # of what was traced for another platform
+    yield calls
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -143,16 +158,45 @@ def test_cudnn_is_called_as_it_can_be(sizes, kind, dtype, calls):
         assert max_difference(ours.astype(jnp.float32), theirs) < 0.05
 
 
+@pytest.mark.parametrize("rate", [0.0, RATE])
 @pytest.mark.parametrize("batch", [(), (4,), (2, 2)])
-def test_any_batch(batch, calls):
+def test_any_batch(batch, rate, calls):
     rng = np.random.default_rng(0)
     query = jnp.asarray(rng.normal(size=(*batch, 6, HEADS, 8)), jnp.bfloat16)
     mask = jnp.asarray(rng.random((*batch[-1:], 1, 1, 6)) < 0.7).at[..., 0].set(True)
-    found, _ = dot_product_attention(query, query, query, mask)
-    assert calls == ["cudnn"]
-    expected, _ = dot_product_attention(*[query.astype(jnp.float32)] * 3, mask)
+    key = jax.random.key(0) if rate else None
+    found, _ = dot_product_attention(query, query, query, mask, dropout_rate=rate, key=key)
+    assert calls == ["flash" if rate else "cudnn"]
     assert found.shape == query.shape
-    assert max_difference(found.astype(jnp.float32), expected) < 0.03
+    if not rate:
+        expected, _ = dot_product_attention(*[query.astype(jnp.float32)] * 3, mask)
+        assert max_difference(found.astype(jnp.float32), expected) < 0.03
+
+
+@pytest.mark.parametrize("mapped_mask", [0, None])
+@pytest.mark.parametrize("mapped_keys", [0, None])
+def test_vmap(mapped_mask, mapped_keys, calls):
+    """Of values and gradients, with a mask for all heads: the same as one after the other."""
+    rng = np.random.default_rng(0)
+    query, keys = jnp.asarray(rng.normal(size=(2, 3, BATCH, 6, HEADS, 8)), jnp.bfloat16)
+    mask = jnp.asarray(rng.random((3, BATCH, 1, 1, 6)) < 0.7).at[..., 0].set(True)
+    keys = keys if mapped_keys == 0 else keys[0]
+    mask = mask if mapped_mask == 0 else mask[0]
+
+    def total(query, keys, mask):
+        return jnp.sum(jnp.square(dot_product_attention(query, keys, keys, mask)[0]))
+
+    differentiate = jax.value_and_grad(total, (0, 1))
+    axes = 0, mapped_keys, mapped_mask
+    found = jax.vmap(jax.jit(differentiate), axes)(query, keys, mask)
+    for i in range(3):
+        one = [
+            x if axis is None else x[i] for x, axis in zip((query, keys, mask), axes, strict=True)
+        ]
+        for ours, theirs in zip(*map(jax.tree.leaves, (found, differentiate(*one))), strict=True):
+            difference = max_difference(ours[i].astype(jnp.float32), theirs.astype(jnp.float32))
+            assert difference < 0.03 * float(jnp.abs(theirs).max())
+    assert set(calls) == {"cudnn"}
 
 
 def test_models_train_with_kernels(calls):
@@ -171,22 +215,18 @@ def test_models_train_with_kernels(calls):
     def loss(model, key=None):
         return model(ids, mask, labels=ids, key=key).loss
 
-    with jax.default_device(jax.devices("cpu")[0]):
-        half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
-        found, gradients = jax.value_and_grad(loss)(half)
-        assert set(calls) == {"cudnn"}
-        expected, expected_gradients = jax.value_and_grad(loss)(model)
-        assert set(calls) == {"cudnn"}
-        assert abs(float(found) - float(expected)) < 0.02 * float(expected)
-        for ours, theirs in zip(
-            *map(jax.tree.leaves, (gradients, expected_gradients)), strict=True
-        ):
-            scale = float(jnp.abs(theirs).max()) + 1e-3
-            assert max_difference(ours.astype(jnp.float32), theirs) < 0.1 * scale
-        calls.clear()
-        dropped = jax.grad(loss)(half, jax.random.key(1))
-        assert set(calls) == {"flash"}
-        assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(dropped))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    found, gradients = jax.value_and_grad(loss)(half)
+    assert set(calls) == {"cudnn"}
+    expected, expected_gradients = jax.value_and_grad(loss)(model)
+    assert abs(float(found) - float(expected)) < 0.02 * float(expected)
+    for ours, theirs in zip(*map(jax.tree.leaves, (gradients, expected_gradients)), strict=True):
+        scale = float(jnp.abs(theirs).max()) + 1e-3
+        assert max_difference(ours.astype(jnp.float32), theirs) < 0.1 * scale
+    calls.clear()
+    dropped = jax.grad(loss)(half, jax.random.key(1))
+    assert set(calls) == {"flash"}
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(dropped))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +254,33 @@ def test_what_no_kernel_computes_is_said_once(options, reason, calls, caplog):
     assert reason in record.message
 
 
+def test_keys_in_another_dtype(calls, caplog):
+    query, *others, _ = inputs(6, 6, 8, jnp.bfloat16)
+    wide = [x.astype(jnp.float32) for x in others]
+    with jax.numpy_dtype_promotion("standard"):
+        dot_product_attention(query, *wide)
+    assert calls == []
+    assert "keys and values are in float32" in caplog.text
+
+
+def test_dropout_on_several_gpus_is_left_to_xla(calls, monkeypatch, caplog):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    *arguments, _ = inputs(6, 6, 8, jnp.bfloat16)
+    dot_product_attention(*arguments, dropout_rate=RATE, key=jax.random.key(0))
+    assert calls == []
+    assert "not for several" in caplog.text
+    dot_product_attention(*arguments)
+    assert calls == ["cudnn"]
+
+
+def test_programs_for_a_cpu_beside_a_gpu(calls):
+    *arguments, _ = inputs(6, 6, 8, jnp.bfloat16)
+    for device in (jax.devices("cpu")[0], "cpu"):
+        with jax.default_device(device):
+            dot_product_attention(*arguments)
+    assert calls == []
+
+
 def test_older_gpus_have_no_kernels(calls, monkeypatch, caplog):
     monkeypatch.setattr(fused_module, "_is_new_enough", lambda: False)
     *arguments, _ = inputs(6, 6, 8, jnp.bfloat16)
@@ -235,6 +302,13 @@ def test_products_are_in_half_precision(use_bias, calls):
     linear = Linear(48, 32, use_bias=use_bias, key=jax.random.key(0))
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), linear)
     x = jax.random.normal(jax.random.key(1), (4, 16, 48), jnp.bfloat16)
+
+    def gradients_of(m, x):
+        return jax.grad(lambda m, x: jnp.sum(m(x).astype(jnp.float32)), argnums=(0, 1))(m, x)
+
+    text = str(jax.make_jaxpr(gradients_of)(half, x))
+    assert text.count("dot_general") == text.count("preferred_element_type=bfloat16") > 0
+
     wide = [jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (half, x)]
     found, backward = jax.vjp(lambda m, x: m(x), half, x)
     expected, expected_backward = jax.vjp(lambda m, x: m(x), *wide)
