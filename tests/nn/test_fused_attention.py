@@ -2,6 +2,7 @@
 for that of cuDNN.
 """
 
+import contextlib
 import importlib
 import logging
 
@@ -81,6 +82,37 @@ def test_kernels_equal_the_formula(sizes, kind):
     if kind == "empty row":
         assert np.all(np.asarray(found)[:, 2] == 0)
         assert np.all(np.asarray(backward(gradient)[0])[:, 2] == 0)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_kernels_are_lowered_for_a_gpu(sizes, kind):
+    """They are no more than that here; but much that Triton does not know shows then."""
+    query, keys, values, _ = inputs(*sizes, jnp.bfloat16)
+    mask = make_mask(kind, *sizes[:2])
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:3], sizes[1]))
+
+    def total(q, k, v):
+        context = flash_attention(q, k, v, mask, dropout_rate=RATE, key=jax.random.key(0))
+        return jnp.sum(context.astype(jnp.float32))
+
+    with as_if_for_a_gpu():
+        traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(query, keys, values)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for name in ("forward", "query", "key_value"):
+        assert f"{name}_kernel" in text
+
+
+def as_if_for_a_gpu():
+    """Since version 0.11, JAX wants to know for which."""
+    if not hasattr(jax.sharding, "AbstractDevice"):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA H100", 132, "gpu")
+    mesh = jax.sharding.AbstractMesh(
+        (1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device
+    )
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def test_what_is_dropped_is_independent():
