@@ -121,10 +121,16 @@ def _attend(
     # The softmax's division is put off until after the product with the values, where there is far
     # less to divide.
     largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    exponentials = jnp.exp(scores - largest)
-    factor = 1 / jnp.sum(exponentials, axis=-1, keepdims=True)  # (*batch, heads, q_seq, 1)
     if mask is not None:
-        factor = jnp.where(jnp.any(mask, axis=-1, keepdims=True), factor, 0)
+        # So that where nothing may be attended to, exponentials are zero.
+        largest = jnp.maximum(largest, jnp.finfo(dtype).min / 2)
+    exponentials = jnp.exp(scores - largest)
+    sums = jnp.sum(exponentials, axis=-1, keepdims=True)  # (*batch, heads, q_seq, 1)
+    if mask is not None:
+        # Elsewhere they are at least 1. (A choice by the mask would make XLA on CPU compute all
+        # exponentials twice.)
+        sums = jnp.maximum(sums, 0.5)
+    factor = 1 / sums
     if head_mask is not None:
         factor = factor * align_trailing(head_mask.astype(dtype)[:, None, None], factor)
     exponentials = dropout(exponentials, dropout_rate, key)
