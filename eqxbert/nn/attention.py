@@ -120,16 +120,16 @@ def _attend(
 
     # The softmax's division is put off until after the product with the values, where there is far
     # less to divide.
-    largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    if mask is not None:
-        # So that where nothing may be attended to, exponentials are zero.
-        largest = jnp.maximum(largest, jnp.finfo(dtype).min / 2)
+    # Where nothing may be attended to, exponentials shall be zero. (A choice by the mask, or one
+    # more operation here, would keep XLA on CPU from computing all of it at once, in the cache.)
+    least = jnp.finfo(dtype).min / 2 if mask is not None else -jnp.inf
+    least = jnp.asarray(least, dtype)
+    fixed = lax.stop_gradient(scores)
+    largest = jnp.expand_dims(lax.reduce(fixed, least, lax.max, (scores.ndim - 1,)), -1)
     exponentials = jnp.exp(scores - largest)
     sums = jnp.sum(exponentials, axis=-1, keepdims=True)  # (*batch, heads, q_seq, 1)
     if mask is not None:
-        # Elsewhere they are at least 1. (A choice by the mask would make XLA on CPU compute all
-        # exponentials twice.)
-        sums = jnp.maximum(sums, 0.5)
+        sums = jnp.maximum(sums, 0.5)  # elsewhere, they are at least 1
     factor = 1 / sums
     if head_mask is not None:
         factor = factor * align_trailing(head_mask.astype(dtype)[:, None, None], factor)

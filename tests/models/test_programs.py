@@ -13,6 +13,7 @@ import pytest
 from helpers import tiny_config
 
 import eqxbert
+from eqxbert.nn import dot_product_attention
 from eqxbert.training import TrainState, adamw, make_train_step
 from eqxbert.training.step import _PART
 
@@ -122,6 +123,21 @@ def test_no_weight_is_copied(model):
         if re.search(rf"= f32\[{shape[0]},{shape[1]}\]\S* (?!parameter|get-tuple-element)", line)
     ]
     assert not made, made
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("heads", [4, 12])
+def test_a_mask_costs_no_scores_in_memory(heads, dtype):
+    """What is not written without a mask is not with one. (With 12 heads, nothing is.)"""
+    x = jnp.ones((2, 256, heads, 32), dtype)
+    mask = jnp.ones((2, 1, 1, 256), bool)
+
+    def written(mask):
+        program = jax.jit(lambda x, mask: dot_product_attention(x, x, x, mask)[0])
+        text = program.lower(x, mask).compile().as_text()
+        return text[text.index("ENTRY") :].count(f"[2,{heads},256,256]")
+
+    assert written(mask) == written(None)
 
 
 class TestPartsOfAStep:
