@@ -14,11 +14,6 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .platform import platform
 
-try:
-    from .flash_attention import flash_attention
-except ImportError:  # it is written in what JAX calls experimental, and means to remove
-    flash_attention = None
-
 logger = logging.getLogger("eqxbert")
 
 T = TypeVar("T")
@@ -65,6 +60,7 @@ def fused_attention(
         jnp.swapaxes(jnp.reshape(x, (-1, *x.shape[-3:])), 1, 2) for x in (query, keys, values)
     )
     if key is not None and dropout_rate > 0:
+        flash_attention = _flash_attention()
         assert flash_attention is not None
         context = flash_attention(query, keys, values, mask, dropout_rate=dropout_rate, key=key)
     else:
@@ -188,9 +184,21 @@ def _obstacle(
         return "all of the weights are dropped"
     if jax.device_count() > 1:
         return "with dropout there is a kernel for one GPU, not for several"
-    if flash_attention is None:
+    if _flash_attention() is None:
         return "this version of JAX no longer has what the kernel with dropout is written in"
     return None
+
+
+@functools.cache
+def _flash_attention() -> Callable[..., Array] | None:
+    """`flash_attention`, if there is one. It is imported where there is a GPU for it, since Pallas
+    takes long to import.
+    """
+    try:
+        from .flash_attention import flash_attention
+    except ImportError:  # it is written in what JAX calls experimental, and means to remove
+        return None
+    return flash_attention
 
 
 @functools.cache
