@@ -23,7 +23,7 @@ from .loss import (
     model_loss,
     total_loss,
 )
-from .optimizer import Optimizer
+from .optimizer import Optimizer, global_norm
 from .precision import LossScale, for_compute
 
 Metrics = dict[str, Array]
@@ -165,7 +165,7 @@ def make_train_step(
         if parts is None:
             parts = _usual_parts(batch) if loss is model_loss else 1
         value, gradients = _loss_and_gradients(means, trained, batch, key, parts, scale)
-        norm = optax.tree.norm(gradients)
+        norm = global_norm(gradients)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(value)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
             updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
