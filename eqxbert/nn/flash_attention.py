@@ -1,7 +1,7 @@
 """Attention with dropout on a GPU, without its scores ever being written to memory
 ([Dao, 2023](https://arxiv.org/abs/2307.08691)).
 
-What is dropped is a hash of a seed and of the place in the scores, so that the backward pass finds
+What is dropped is what `dropout` would drop of the weights: a hash, so that the backward pass finds
 it again without it having been written either.
 """
 
@@ -15,6 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+
+from .dropout import keeps, key_words, row_words
 
 # The sides of a tile of scores. (Operands of products have at least 16 rows and columns.)
 _TILE = 64
@@ -30,6 +32,7 @@ class _Settings(NamedTuple):
     dropout_rate: float
     q_tile: int
     kv_tile: int
+    q_seq: int  # before it is filled up to whole tiles
     interpret: bool
 
 
@@ -51,7 +54,14 @@ def flash_attention(
     - `interpret`: whether JAX interprets the kernels, to try them without a GPU.
     """
     (q_seq, _, head_size), kv_seq = query.shape[1:], keys.shape[1]
-    settings = _Settings(head_size**-0.5, dropout_rate, _tile(q_seq), _tile(kv_seq), interpret)
+    settings = _Settings(
+        scale=head_size**-0.5,
+        dropout_rate=dropout_rate,
+        q_tile=_tile(q_seq),
+        kv_tile=_tile(kv_seq),
+        q_seq=q_seq,
+        interpret=interpret,
+    )
     missing_q, missing_kv = -q_seq % settings.q_tile, -kv_seq % settings.kv_tile
     if missing_kv and mask is None:
         mask = jnp.ones((1, 1, 1, kv_seq), bool)
@@ -63,7 +73,7 @@ def flash_attention(
         jnp.pad(x, ((0, 0), (0, rows), (0, 0), (0, columns)))
         for x, rows in ((query, missing_q), (keys, missing_kv), (values, missing_kv))
     )
-    seed = jax.random.bits(key, (2,), jnp.uint32)
+    seed = jnp.stack(key_words(key))
     context: Array = _attention(settings, query, keys, values, mask, seed)
     return context[:, :q_seq, :, :head_size]
 
@@ -224,8 +234,7 @@ _SEED = pl.BlockSpec((2,), lambda i, head, row: (0,))
 def _forward_kernel(
     settings: _Settings, query, keys, values, mask, seed, context, log_sums
 ) -> None:
-    q, q_start = query[...], pl.program_id(0) * settings.q_tile
-    kept = _kept(settings, seed, kv_seq=keys.shape[0])
+    q, rows = query[...], _rows(settings, seed)(pl.program_id(0))
 
     def body(i, carry):
         total, largest, sums = carry
@@ -235,7 +244,7 @@ def _forward_kernel(
         correction = jnp.exp2(largest - new_largest)
         exponentials = jnp.exp2(scores - new_largest[:, None])
         sums = sums * correction + jnp.sum(exponentials, axis=1)
-        exponentials = jnp.where(kept(q_start, i * settings.kv_tile), exponentials, 0.0)
+        exponentials = jnp.where(_kept(settings, rows, i), exponentials, 0.0)
         v = values[at, :]
         total = total * correction[:, None] + _product(exponentials.astype(v.dtype), v)
         return total, new_largest, sums
@@ -262,9 +271,8 @@ def _query_kernel(
     means,
     query_gradient,
 ) -> None:
-    q, q_start, grad = query[...], pl.program_id(0) * settings.q_tile, gradient[...]
+    q, grad, rows = query[...], gradient[...], _rows(settings, seed)(pl.program_id(0))
     log_sum, mean = log_sums[...][:, None], means[...][:, None]
-    kept = _kept(settings, seed, kv_seq=keys.shape[0])
 
     def body(i, total):
         at = pl.ds(i * settings.kv_tile, settings.kv_tile)
@@ -272,7 +280,7 @@ def _query_kernel(
         scores = _scores(settings, q, k, None if mask is None else mask[:, at])
         weights = jnp.exp2(scores - log_sum)
         grad_weights = _product(grad, values[at, :].T) / (1 - settings.dropout_rate)
-        grad_weights = jnp.where(kept(q_start, i * settings.kv_tile), grad_weights, 0.0)
+        grad_weights = jnp.where(_kept(settings, rows, i), grad_weights, 0.0)
         grad_scores = weights * (grad_weights - mean)
         return total + _product(grad_scores.astype(k.dtype), k)
 
@@ -294,9 +302,7 @@ def _key_value_kernel(
     key_gradient,
     value_gradient,
 ) -> None:
-    k, v, kv_start = keys[...], values[...], pl.program_id(0) * settings.kv_tile
-    kv_seq = settings.kv_tile * pl.num_programs(0)
-    kept = _kept(settings, seed, kv_seq=kv_seq, transposed=True)
+    k, v, tile, rows = keys[...], values[...], pl.program_id(0), _rows(settings, seed)
 
     def body(i, carry):
         grad_k, grad_v = carry
@@ -307,7 +313,7 @@ def _key_value_kernel(
             allowed = mask[0, :][:, None] if mask.shape[0] == 1 else mask[at, :].T
         # (kv_tile, q_tile): the other way round, products would have to turn them first.
         weights = jnp.exp2(_scores(settings, k, q, allowed) - log_sums[at][None, :])
-        keep = kept(i * settings.q_tile, kv_start)
+        keep = _kept(settings, rows(i), tile, transposed=True)
         grad_v = grad_v + _product(jnp.where(keep, weights, 0.0).astype(grad.dtype), grad)
         grad_weights = _product(v, grad.T) / (1 - settings.dropout_rate)
         grad_weights = jnp.where(keep, grad_weights, 0.0)
@@ -330,29 +336,27 @@ def _scores(settings: _Settings, a, b, allowed):
     return scores if allowed is None else jnp.where(allowed != 0, scores, _MASKED)
 
 
-def _kept(settings: _Settings, seed, *, kv_seq, transposed: bool = False):
-    """A function that tells what is kept of the tile at two offsets, those of queries and keys."""
-    shape = (
-        (settings.kv_tile, settings.q_tile) if transposed else (settings.q_tile, settings.kv_tile)
-    )
-    q_axis, kv_axis = (1, 0) if transposed else (0, 1)
-    q_range = lax.broadcasted_iota(jnp.int32, shape, q_axis)
-    kv_range = lax.broadcasted_iota(jnp.int32, shape, kv_axis)
-    head = (pl.program_id(2) * pl.num_programs(1) + pl.program_id(1)).astype(jnp.uint32)
-    # Two words for each head, so that no two have the same sequence, or one that overlaps.
-    first = _hashed(seed[0] ^ head, jnp.uint32(0))
-    second = _hashed(seed[1] ^ first, head)
-    threshold = min(round((1 - settings.dropout_rate) * 2**32), 2**32 - 1)
+def _rows(settings: _Settings, seed):
+    """A function that tells what decides over dropout for the queries of a tile: their rows among
+    those of scores, in all heads and the whole batch.
+    """
+    head = pl.program_id(2) * pl.num_programs(1) + pl.program_id(1)
 
-    def kept(q_start, kv_start):
-        place = (q_start + q_range) * kv_seq + (kv_start + kv_range)
-        return _hashed(place.astype(jnp.uint32) ^ first, second) < jnp.uint32(threshold)
+    def rows(tile):
+        row = head * settings.q_seq + _range(settings.q_tile, tile)
+        return row_words((seed[0], seed[1]), row.astype(jnp.uint32))
 
-    return kept
+    return rows
 
 
-def _hashed(x, salt):
-    """32 bits that look random ([Wellons, 2018](https://nullprogram.com/blog/2018/07/31/))."""
-    x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
-    x = ((x ^ (x >> jnp.uint32(15))) + salt) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> jnp.uint32(16))
+def _kept(settings: _Settings, rows, tile, *, transposed: bool = False):
+    """Which scores dropout keeps, for such rows and a tile of keys."""
+    axis = 0 if transposed else 1
+    column = jnp.expand_dims(_range(settings.kv_tile, tile).astype(jnp.uint32), 1 - axis)
+    first, second = (jnp.expand_dims(words, axis) for words in rows)
+    return keeps((first, second), column, settings.dropout_rate)
+
+
+def _range(size: int, tile):
+    """The places in a tile of a sequence."""
+    return tile * size + lax.broadcasted_iota(jnp.int32, (size,), 0)

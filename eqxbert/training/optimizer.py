@@ -211,7 +211,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def _clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` by a factor, which needs no pass over the gradients of its own."""
+    """`optax.clip_by_global_norm` by a factor, which takes no pass of its own over them."""
 
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         del params

@@ -1,4 +1,4 @@
-"""Linear, LayerNorm, Embedding, dropout and activations against PyTorch's."""
+"""Linear, LayerNorm, Embedding and activations against PyTorch's."""
 
 import math
 
@@ -17,7 +17,6 @@ from eqxbert.nn import (
     Embedding,
     LayerNorm,
     Linear,
-    dropout,
     get_activation,
     split_key,
 )
@@ -108,25 +107,6 @@ def test_embedding_padding_row_is_zero(key):
     table = np.asarray(Embedding(5, 3, padding_id=2, key=key).weight)
     assert not table[2].any()
     assert np.all(table[[0, 1, 3, 4]] != 0)
-
-
-def test_dropout_rate_scale_and_keys(key):
-    x = jnp.ones((100, 100))
-    dropped = np.asarray(dropout(x, 0.3, key))
-    assert abs((dropped == 0).mean() - 0.3) < 0.02
-    assert np.allclose(dropped[dropped != 0], 1 / 0.7)
-    assert np.array_equal(dropped, dropout(x, 0.3, key))
-    assert not np.array_equal(dropped, dropout(x, 0.3, jax.random.key(1)))
-
-
-@pytest.mark.parametrize(("rate", "with_key"), [(0.5, False), (0.0, True)])
-def test_no_dropout_without_key_or_rate(rate, with_key, key):
-    x = jnp.arange(6.0)
-    assert dropout(x, rate, key if with_key else None) is x
-
-
-def test_dropout_of_everything_is_zero(key):
-    assert not np.asarray(dropout(jnp.ones(3), 1.0, key)).any()
 
 
 def test_split_key_of_none_is_nones(key):

@@ -14,7 +14,7 @@ from helpers import max_difference
 from jax.custom_batching import custom_vmap
 
 import eqxbert
-from eqxbert.nn import Linear, dot_product_attention
+from eqxbert.nn import Linear, dot_product_attention, dropout
 from eqxbert.nn.flash_attention import flash_attention
 
 fused_module = importlib.import_module("eqxbert.nn.fused_attention")
@@ -51,14 +51,9 @@ def plain(query, keys, values, mask, kept):
     return jnp.einsum("bhqk,bkhd->bqhd", weights * kept / (1 - RATE), values)
 
 
-def kept_by(key, q_seq, kv_seq, rate=RATE):
-    """What dropout keeps: the weights of equal scores, read off by values with a one each."""
-    zeros = jnp.zeros((BATCH, max(q_seq, kv_seq), HEADS, kv_seq))
-    ones = jnp.broadcast_to(jnp.eye(kv_seq)[:, None, :], (BATCH, kv_seq, HEADS, kv_seq))
-    context = flash_attention(
-        zeros[:, :q_seq], zeros[:, :kv_seq], ones, dropout_rate=rate, key=key, interpret=True
-    )
-    return (jnp.swapaxes(context, 1, 2) > 0).astype(jnp.float32)
+def kept_by(key, q_seq, kv_seq):
+    """What `dropout` keeps of the weights."""
+    return dropout(jnp.full((BATCH, HEADS, q_seq, kv_seq), 1 - RATE), RATE, key)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -113,21 +108,6 @@ def as_if_for_a_gpu():
         (1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device
     )
     return jax.sharding.use_abstract_mesh(mesh)
-
-
-def test_what_is_dropped_is_independent():
-    """By place, head, row and key: shares and correlations are those of coins."""
-    keys = [jax.random.key(0), jax.random.key(1)]
-    kept = np.stack([kept_by(key, 128, 128, 0.1) for key in keys]).reshape(-1, 128 * 128)
-    deviation = (0.1 * 0.9 / 128**2) ** 0.5
-    assert np.all(np.abs(kept.mean(1) - 0.9) < 4 * deviation)
-    by_place = (kept - kept.mean(1, keepdims=True)) / 0.3
-    correlations = by_place @ by_place.T / 128**2 - np.eye(len(kept))
-    assert np.abs(correlations).max() < 5 / 128
-    for shift in (1, 2, 128, 129, 64 * 128):
-        neighbours = (by_place * np.roll(by_place, shift, axis=1)).mean(1)
-        assert np.abs(neighbours).max() < 5 / 128
-    assert np.array_equal(kept_by(keys[0], 128, 128, 0.1), kept_by(keys[0], 128, 128, 0.1))
 
 
 @pytest.fixture
