@@ -5,6 +5,7 @@ compute for its part of the array. Bits from `jax.random`, better than needed, t
 as long.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -26,18 +27,23 @@ def dropout(
         return x
     if rate == 1:
         return jnp.zeros_like(x)
-    shape = x.shape or (1,)
-    first, second = row_words(key_words(key), _numbers((*shape[:-1], 1)))
-    column = _numbers((*(1 for _ in shape[:-1]), shape[-1]))
-    keep = jnp.reshape(keeps((first, second), column, rate), x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(_kept(key, x.shape, rate), x / (1 - rate), jnp.zeros_like(x))
+
+
+# Compiled, and so traced but once for all modules in which dropout is alike.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _kept(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
+    *rows, size = shape or (1,)
+    words = row_words(key_words(key), _numbers((*rows, 1)))
+    column = _numbers((*(1 for _ in rows), size))
+    return jnp.reshape(keeps(words, column, rate), shape)
 
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 
 
 def key_words(key: PRNGKeyArray) -> Words:
-    """Two words of a key, whatever generator it is for."""
+    """Two words of a key, whatever generator it is for; those of keys alike are not."""
     first = second = jnp.uint32(0x9E3779B9)
     for word in jax.random.key_data(key):
         first, second = _hashed(word ^ first, second), first
