@@ -211,12 +211,14 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def _clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` by a factor, which takes no pass of its own over them."""
+    """`optax.clip_by_global_norm` by `global_norm`."""
 
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
-        factor = jnp.minimum(largest / global_norm(updates), 1)
-        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
+        # XLA on CPU computes a quotient once; a product, again for each moment and for the update,
+        # with more in memory meanwhile.
+        divisor = jnp.maximum(global_norm(updates) / largest, 1)
+        return jax.tree.map(lambda x: x / divisor.astype(x.dtype), updates)
 
     return optax.stateless(update)
 
