@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
+Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
+
 
 def dropout(
     x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None
@@ -34,12 +36,9 @@ def dropout(
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _kept(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
     *rows, size = shape or (1,)
-    words = row_words(key_words(key), _numbers((*rows, 1)))
-    column = _numbers((*(1 for _ in rows), size))
-    return jnp.reshape(keeps(words, column, rate), shape)
-
-
-Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
+    row = jnp.reshape(lax.iota(jnp.uint32, math.prod(rows)), (*rows, 1))
+    column = jnp.reshape(lax.iota(jnp.uint32, size), (*(1 for _ in rows), size))
+    return jnp.reshape(keeps(row_words(key_words(key), row), column, rate), shape)
 
 
 def key_words(key: PRNGKeyArray) -> Words:
@@ -76,15 +75,6 @@ def _hashed(x: UInt32[Array, "..."], salt: UInt32[Array, "..."]) -> UInt32[Array
     x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
     x = ((x ^ (x >> jnp.uint32(15))) + salt) * jnp.uint32(0x846CA68B)
     return x ^ (x >> jnp.uint32(16))
-
-
-def _numbers(shape: Sequence[int]) -> UInt32[Array, "*shape"]:
-    """The elements' numbers, counted through all axes."""
-    number = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :])
-        number = number + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    return number
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> Sequence[PRNGKeyArray | None]:
