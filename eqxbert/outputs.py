@@ -93,7 +93,7 @@ class EncoderOutput(ModelOutput):
     - `cache`: each layer's, with the new keys and values.
     """
 
-    last_hidden_state: Float[Array, "*batch seq hidden"]
+    last_hidden_state: Float[Array, "*batch tokens hidden"]
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     attentions: tuple[Float[Array, "*batch _heads seq kv_seq"], ...] | None = None
     cross_attentions: tuple[Float[Array, "*batch _heads seq encoder_seq"], ...] | None = None
@@ -103,7 +103,7 @@ class EncoderOutput(ModelOutput):
 class BertModelOutput(ModelOutput):
     """What `BertModel` returns.
 
-    - `last_hidden_state`: one vector for each token.
+    - `last_hidden_state`: one vector for each token, or for each of the positions asked for.
     - `pooler_output`: one vector for each sequence, if the model has a pooler.
     - `hidden_states`: the embeddings and the output of each layer, if asked for.
     - `cache`: with the new tokens, if there was one.
@@ -111,7 +111,7 @@ class BertModelOutput(ModelOutput):
         asked for.
     """
 
-    last_hidden_state: Float[Array, "*batch seq hidden"]
+    last_hidden_state: Float[Array, "*batch tokens hidden"]
     pooler_output: Float[Array, "*batch hidden"] | None = None
     hidden_states: tuple[Float[Array, "*batch seq hidden"], ...] | None = None
     cache: DecoderCache | None = None

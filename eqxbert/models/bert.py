@@ -24,6 +24,7 @@ from ..nn import (
     KVCache,
     Linear,
     Size,
+    as_int32,
     key_mask,
     pair_mask,
     segment_mask,
@@ -119,6 +120,7 @@ class BertModel(OneBertModel):
         | None = None,
         encoder_attention_mask: AttentionMask = None,
         cache: DecoderCache | None = None,
+        output_positions: Int[Array | np.ndarray, "*#batch slots"] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -150,6 +152,9 @@ class BertModel(OneBertModel):
             says for each of them which slots it may attend to, `(*batch, seq, slots)`: so several
             continuations can stand side by side. `position_ids` count on from those before,
             padding left out; with slots, they are the number of those attended to before.
+        - `output_positions`: the positions that `out.last_hidden_state` shall be of, if not of all.
+            The last layer is then computed for these alone (and the first token, if there is a
+            pooler), unless hidden states or attentions are asked for.
         - `output_hidden_states`, `output_attentions`: whether `out.hidden_states` and
             `out.attentions` are returned; as the configuration says if None.
         - `key`: a PRNG key for dropout. Dropout happens if and only if there is one.
@@ -190,6 +195,8 @@ class BertModel(OneBertModel):
             head_mask = jnp.asarray(head_mask)
         if cache is not None:
             self._check_cache(cache, batch_seq)
+        if output_positions is not None:
+            output_positions = self._output_positions(output_positions, batch_seq)
         cross, cross_mask = self._cross(
             encoder_hidden_states, encoder_attention_mask, cache, batch_seq[:-1]
         )
@@ -228,6 +235,7 @@ class BertModel(OneBertModel):
             cross=cross,
             cross_mask=None if cross_mask is None else key_mask(cross_mask),
             head_mask=head_mask,
+            output_positions=output_positions,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             key=encoder_key,
@@ -240,9 +248,12 @@ class BertModel(OneBertModel):
                 is_leaf=lambda x: x is None,
             )
         x = encoded.last_hidden_state
+        pooled = None if self.pooler is None else self.pooler(x)
+        if output_positions is not None and self.pooler is not None:
+            x = x[..., 1:, :]
         return BertModelOutput(
             last_hidden_state=x,
-            pooler_output=None if self.pooler is None else self.pooler(x),
+            pooler_output=pooled,
             hidden_states=encoded.hidden_states,
             cache=cache,
             attentions=encoded.attentions,
@@ -376,6 +387,21 @@ class BertModel(OneBertModel):
         limit = self.config.max_position_embeddings
         check_ids("position_ids", position_ids, limit, "max_position_embeddings")
         check_broadcasts("position_ids", position_ids, batch_seq)
+
+    def _output_positions(
+        self, positions: Int[Array | np.ndarray, "*#batch slots"], batch_seq: tuple[Size, ...]
+    ) -> Int[Array, "*batch states"]:
+        """Those for all rows, with the first token's before them where the pooler needs it."""
+        *batch, seq = batch_seq
+        check_ids("output_positions", positions, seq, "the sequence's length")
+        if positions.ndim == 0:
+            raise ValueError("output_positions is a single number, expected shape (*batch, slots).")
+        slots = positions.shape[-1]
+        check_broadcasts("output_positions", positions, (*batch, slots))
+        positions = jnp.broadcast_to(as_int32(positions), (*batch, slots))
+        if self.pooler is None:
+            return positions
+        return jnp.pad(positions, [(0, 0)] * len(batch) + [(1, 0)])
 
     def _check_segments(
         self,

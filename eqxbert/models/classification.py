@@ -29,7 +29,7 @@ from ..outputs import (
 from .bert import BertModel
 from .inputs import BertOptions
 from .surgery import with_labels
-from .task import TaskModel, head_dropout, pooled
+from .task import NO_POSITIONS, TaskModel, head_dropout, pooled
 
 
 class BertForSequenceClassification(TaskModel):
@@ -85,7 +85,13 @@ class BertForSequenceClassification(TaskModel):
         """
         bert_key, head_key = split_key(key, 2)
         out = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, key=bert_key, **options
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            output_positions=NO_POSITIONS,
+            key=bert_key,
+            **options,
         )
         logits = self.classifier(head_dropout(pooled(out), self.config, head_key))
         return SequenceClassifierOutput(
@@ -133,7 +139,13 @@ class BertForMultipleChoice(TaskModel):
         """
         bert_key, head_key = split_key(key, 2)
         out = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, key=bert_key, **options
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            output_positions=NO_POSITIONS,
+            key=bert_key,
+            **options,
         )
         if out.last_hidden_state.ndim < 3:
             raise ValueError(

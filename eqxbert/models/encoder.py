@@ -32,9 +32,9 @@ class LayerOutput(NamedTuple):
     with the new keys and values if there was one.
     """
 
-    output: Float[Array, "*batch seq hidden"]
-    weights: Float[Array, "*batch heads seq kv_seq"] | None
-    cross_weights: Float[Array, "*batch heads seq encoder_seq"] | None
+    output: Float[Array, "*batch tokens hidden"]
+    weights: Float[Array, "*batch heads tokens kv_seq"] | None
+    cross_weights: Float[Array, "*batch heads tokens encoder_seq"] | None
     cache: KVCache | None
 
 
@@ -116,6 +116,7 @@ class EncoderLayer(eqx.Module):
         cross: KVCache | None = None,
         cross_mask: Bool[Array, "..."] | None = None,
         head_mask: Float[Array, " heads"] | None = None,
+        output_positions: Int[Array, "*batch slots"] | None = None,
         return_weights: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> LayerOutput:
@@ -129,6 +130,7 @@ class EncoderLayer(eqx.Module):
         - `cross`: keys and values of an encoder's output (`cross_attention.project`).
         - `cross_mask`: which of these may be attended to.
         - `head_mask`: a factor for each head, pruned ones included.
+        - `output_positions`: the positions in `x` that an output is computed for; all if None.
         - `return_weights`: whether the attention weights are returned too.
         - `key`: a PRNG key for dropout; without one there is none.
         """
@@ -140,6 +142,15 @@ class EncoderLayer(eqx.Module):
             slots, place = cache
             attended = slots.write(attended, place.start)
             positions = place.positions
+        if output_positions is not None:
+            if positions is None:
+                every = jnp.arange(x.shape[-2], dtype=output_positions.dtype)
+                positions = output_positions, jnp.broadcast_to(every, x.shape[:-1])
+            else:
+                of_queries = jnp.take_along_axis(positions[0], output_positions, axis=-1)
+                positions = of_queries, positions[1]
+            mask = None if mask is None else _queries_at(mask, output_positions, x)
+            x = states_at(x, output_positions)
         kept_head_mask = head_mask
         if head_mask is not None and len(self.heads) < head_mask.shape[0]:
             kept_head_mask = head_mask[np.asarray(self.heads)]
@@ -210,6 +221,7 @@ class Encoder(eqx.Module):
         cross: tuple[KVCache, ...] | None = None,
         cross_mask: Bool[Array, "..."] | None = None,
         head_mask: Float[Array, "layers heads"] | None = None,
+        output_positions: Int[Array, "*batch slots"] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         key: PRNGKeyArray | None = None,
@@ -218,6 +230,8 @@ class Encoder(eqx.Module):
         each layer; and
 
         - `x`: the embeddings.
+        - `output_positions`: the positions that `last_hidden_state` is of; all if None. The last
+            layer is computed for these alone, unless something else of it is asked for.
         - `output_hidden_states`, `output_attentions`: what else is returned.
         """
         run = functools.partial(
@@ -230,13 +244,14 @@ class Encoder(eqx.Module):
         )
         parts = number_of_parts(x) if cache is None and key is None else 1
         if parts == 1:
-            return run(x, mask, cross, cross_mask)
+            return run(x, mask, cross, cross_mask, output_positions)
         batch = x.shape[:-2]
         mask, cross_mask = (
             None if m is None else jnp.broadcast_to(m, (*batch, *m.shape[-3:]))
             for m in (mask, cross_mask)
         )
-        return in_parts(lambda part: run(*part), (x, mask, cross, cross_mask), parts, len(batch))
+        arguments = (x, mask, cross, cross_mask, output_positions)
+        return in_parts(lambda part: run(*part), arguments, parts, len(batch))
 
     def _run(
         self,
@@ -244,6 +259,7 @@ class Encoder(eqx.Module):
         mask: Bool[Array, "..."] | None,
         cross: tuple[KVCache, ...] | None,
         cross_mask: Bool[Array, "..."] | None,
+        output_positions: Int[Array, "*batch slots"] | None,
         *,
         cache: tuple[tuple[KVCache, ...], CachePlace] | None,
         head_mask: Float[Array, "layers heads"] | None,
@@ -253,6 +269,8 @@ class Encoder(eqx.Module):
     ) -> EncoderOutput:
         """One layer after the other."""
         states, outputs = [x], []
+        last = len(self.layers) - 1
+        is_full = output_positions is None or output_hidden_states or output_attentions
         for i, (layer, layer_key) in enumerate(
             zip(self.layers, split_key(key, len(self.layers)), strict=True)
         ):
@@ -264,13 +282,17 @@ class Encoder(eqx.Module):
                 cross=None if cross is None else cross[i],
                 cross_mask=cross_mask,
                 head_mask=None if head_mask is None else head_mask[i],
+                output_positions=None if is_full or i < last else output_positions,
                 return_weights=output_attentions,
                 key=layer_key,
             )
             states.append(out.output)
             outputs.append(out)
+        x = states[-1]
+        if is_full and output_positions is not None:
+            x = states_at(x, output_positions)
         return EncoderOutput(
-            last_hidden_state=states[-1],
+            last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=_all(out.weights for out in outputs),
             cross_attentions=_all(out.cross_weights for out in outputs),
@@ -282,6 +304,25 @@ class Encoder(eqx.Module):
 def _call(layer: Callable[..., LayerOutput], *arguments: Any, **options: Any) -> LayerOutput:
     """What the layer returns. JAX traces and lowers it once for all layers alike."""
     return layer(*arguments, **options)
+
+
+def states_at(
+    x: Float[Array, "*batch seq hidden"], positions: Int[Array, "*batch slots"]
+) -> Float[Array, "*batch slots hidden"]:
+    """The vectors at some positions; NaN for a position that there is not."""
+    # Negative ones would count from the end.
+    index = jnp.where(positions < 0, x.shape[-2], positions)[..., None]
+    return jnp.take_along_axis(x, index, axis=-2, mode="fill", fill_value=jnp.nan)
+
+
+def _queries_at(
+    mask: Bool[Array, "..."], positions: Int[Array, "*batch slots"], x: Float[Array, "*batch seq _"]
+) -> Bool[Array, "..."]:
+    """The mask for the queries at some positions."""
+    mask = jnp.reshape(mask, (1,) * (x.ndim + 1 - mask.ndim) + mask.shape)
+    if mask.shape[-2] == 1:
+        return mask
+    return jnp.take_along_axis(mask, positions[..., None, :, None], axis=-2, mode="clip")
 
 
 def _all(values: Iterable[Any]) -> tuple[Any, ...] | None:

@@ -15,7 +15,6 @@ from ..nn import (
     LayerNorm,
     Linear,
     affine,
-    as_int32,
     cross_entropy,
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
@@ -109,8 +108,17 @@ class BertForPreTraining(TaskModel):
         **Raises:** as `BertModel`; and `ValueError` if labels have the wrong shape or dtype or,
         outside `jax.jit`, are out of range. Inside, such a label makes the loss NaN.
         """
-        out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
-        logits = _word_logits(self, out.last_hidden_state, masked_positions)
+        _check_masked_positions(masked_positions, input_ids, options.get("inputs_embeds"))
+        out = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            output_positions=masked_positions,
+            key=key,
+            **options,
+        )
+        logits = self.lm_head(out.last_hidden_state, self.bert.embeddings.word.weight)
         is_next = self.nsp_head(pooled(out))
         losses = []
         if labels is not None:
@@ -163,8 +171,17 @@ class BertForMaskedLM(TaskModel):
         **Raises:** as `BertModel`; and `ValueError` if labels or masked positions have the wrong
         shape or dtype or, outside `jax.jit`, are out of range. Inside, they make the loss NaN.
         """
-        out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
-        logits = _word_logits(self, out.last_hidden_state, masked_positions)
+        _check_masked_positions(masked_positions, input_ids, options.get("inputs_embeds"))
+        out = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            output_positions=masked_positions,
+            key=key,
+            **options,
+        )
+        logits = self.lm_head(out.last_hidden_state, self.bert.embeddings.word.weight)
         return MaskedLMOutput(
             loss=None if labels is None else _word_loss(logits, labels),
             logits=logits.astype(out.last_hidden_state.dtype),
@@ -214,12 +231,13 @@ class BertForCausalLM(TaskModel):
         **Raises:** as `BertModel`; and `ValueError` if labels have the wrong shape or dtype or,
         outside `jax.jit`, are out of range. Inside, they make the loss NaN.
         """
-        out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep must not be negative, got {logits_to_keep}.")
         if labels is not None and logits_to_keep:
             raise ValueError("A loss needs all logits: give labels or logits_to_keep, not both.")
-        logits = _word_logits(self, out.last_hidden_state[..., -logits_to_keep:, :])
+        out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
+        states = out.last_hidden_state[..., -logits_to_keep:, :]
+        logits = self.lm_head(states, self.bert.embeddings.word.weight)
         loss = None
         if labels is not None:
             _check_words(logits, labels)
@@ -238,22 +256,20 @@ class BertForCausalLM(TaskModel):
         return self.bert.init_cache(batch, max_length)
 
 
-def _word_logits(
-    model: BertForPreTraining | BertForMaskedLM | BertForCausalLM,
-    states: Float[Array, "*batch seq hidden"],
-    positions: Int[Array | np.ndarray, "*batch slots"] | None = None,
-) -> Float[Array, "*batch tokens vocab"]:
-    """The scores of all words, at each token or at the `positions` given."""
-    if positions is not None:
-        *batch, seq, _ = states.shape
-        check_ids("masked_positions", positions, seq, "the sequence's length")
-        slots = positions.shape[-1] if positions.ndim else 0
-        check_shape("masked_positions", positions, (*batch, slots))
-        # Beyond the end there is nothing to take: NaN. Negative ones would count from the end.
-        index = as_int32(positions)[..., None]
-        index = jnp.where(index < 0, seq, index)
-        states = jnp.take_along_axis(states, index, axis=-2, mode="fill", fill_value=jnp.nan)
-    return model.lm_head(states, model.bert.embeddings.word.weight)
+def _check_masked_positions(
+    positions: Int[Array | np.ndarray, "*batch slots"] | None,
+    input_ids: Int[Array | np.ndarray, "*batch seq"] | None,
+    inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None,
+) -> None:
+    """By the name that they have here, where the words have a shape to hold them against."""
+    shape = getattr(input_ids, "shape", ())
+    if input_ids is None:
+        shape = getattr(inputs_embeds, "shape", ())[:-1]
+    if positions is None or not shape:
+        return
+    check_ids("masked_positions", positions, shape[-1], "the sequence's length")
+    slots = positions.shape[-1] if positions.ndim else 0
+    check_shape("masked_positions", positions, (*shape[:-1], slots))
 
 
 def _word_loss(

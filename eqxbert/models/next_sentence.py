@@ -12,7 +12,7 @@ from ..nn import Linear, cross_entropy
 from ..outputs import NextSentencePredictorOutput
 from .bert import BertModel
 from .inputs import BertOptions
-from .task import TaskModel, pooled
+from .task import NO_POSITIONS, TaskModel, pooled
 
 NSP_IS_NEXT = 0
 """The label of a second sentence that did follow the first."""
@@ -58,7 +58,15 @@ class BertForNextSentencePrediction(TaskModel):
         **Raises:** as `BertModel`; and `ValueError` if labels have the wrong shape or dtype or,
         outside `jax.jit`, are out of range. Inside, they make the loss NaN.
         """
-        out = self.bert(input_ids, attention_mask, token_type_ids, position_ids, key=key, **options)
+        out = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            output_positions=NO_POSITIONS,
+            key=key,
+            **options,
+        )
         logits = self.nsp_head(pooled(out))
         return NextSentencePredictorOutput(
             loss=None if labels is None else next_sentence_loss("labels", logits, labels),

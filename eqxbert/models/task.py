@@ -1,6 +1,7 @@
 """What the models with a head have in common."""
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import BertConfig
@@ -8,6 +9,9 @@ from ..nn import Embedding, dropout
 from ..outputs import BertModelOutput
 from .bert import BertModel
 from .one_bert import OneBertModel
+
+NO_POSITIONS = np.zeros(0, np.int32)
+"""`output_positions` of a head that reads nothing but the pooler's output."""
 
 
 class TaskModel(OneBertModel):

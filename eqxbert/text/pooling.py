@@ -222,13 +222,16 @@ class SentenceModel(eqx.Module):
         - `prompt_length`: how many tokens at the beginning are a prompt's, with [CLS].
         - `key`: a PRNG key for dropout; without one there is none.
         """
-        tokens = self.bert(input_ids, attention_mask, token_type_ids, key=key).last_hidden_state
         mask = jnp.asarray(attention_mask).astype(bool)
         if not self.pooling.include_prompt:
             mask = mask & jnp.broadcast_to(
                 jnp.arange(mask.shape[-1], dtype=jnp.int32) >= prompt_length, mask.shape
             )
-        x = self.pooling(tokens, mask)
+        # Where one token is all that counts, the BERT need not compute the others.
+        is_first_alone = self.pooling.modes == ("cls",)
+        first = jnp.argmax(mask, axis=-1, keepdims=True) if is_first_alone else None
+        out = self.bert(input_ids, attention_mask, token_type_ids, output_positions=first, key=key)
+        x = self.pooling(out.last_hidden_state, mask[..., :1] if is_first_alone else mask)
         for module in self.head:
             x = module(x)
         return x

@@ -83,6 +83,10 @@ UNTYPED = {
         ),
         ("ids, None, None, np.zeros((3, 5), np.int32)", "position_ids has shape (3, 5)"),
         ("inputs_embeds=np.zeros((2, 5, 11), np.float32)", "expected (*batch, seq, 12)"),
+        ("ids, output_positions=[0]", "output_positions must be an array of integers, got list"),
+        ("ids, output_positions=1.0 * two", "output_positions must hold integers, got an array of"),
+        ("ids, output_positions=slots[:, None]", "(2, 1, 3), which cannot be broadcast to (2, 3)"),
+        ("ids, output_positions=np.array(0)", "output_positions is a single number"),
     ],
     "BertForPreTraining": [
         ("ids, labels=two", "labels has shape (2,), expected (2, 5)"),

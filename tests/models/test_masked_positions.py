@@ -72,7 +72,8 @@ def test_scores_are_those_of_these_positions(model, batch):
     )
     assert max_difference(scores(out), taken) < FLOAT32
     if isinstance(model, BertForPreTraining):
-        assert np.array_equal(out.seq_relationship_logits, expected.seq_relationship_logits)
+        difference = max_difference(out.seq_relationship_logits, expected.seq_relationship_logits)
+        assert difference < FLOAT32
 
 
 def test_any_number_of_slots(model):

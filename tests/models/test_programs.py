@@ -60,7 +60,8 @@ class TestHalfPrecision:
         half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
         text = eqx.filter_jit(half).lower(**batch()).as_text()
         found = products(text)
-        assert len(found) == 8 + 2  # one layer's, which all are lowered as, and the head's
+        # One layer's, which all but the last are lowered as, that one's, and the head's.
+        assert len(found) == 8 + 8 + 2
         assert set(found) == {("bf16", "bf16", "f32")}
 
     def test_gradients_too(self, model):
@@ -79,8 +80,10 @@ def test_layers_are_lowered_once(model):
     assert lengths[0] == lengths[1]
 
 
-def test_masked_positions_save_the_vocabularys_product(model):
-    """In a whole step, by the operations that XLA counts."""
+def test_masked_positions_save_products(model):
+    """In a whole step, by the operations that XLA counts: the head's, and of the last layer all but
+    keys and values.
+    """
     few = batch(8)
     every = {name: x for name, x in few.items() if name != "masked_positions"}
     every["labels"] = np.ones((8, SEQ), np.int32)
@@ -88,10 +91,24 @@ def test_masked_positions_save_the_vocabularys_product(model):
     def operations(inputs) -> float:
         return lowered_step(model, inputs, accumulate=1).cost_analysis()["flops"]
 
-    hidden, vocab = SIZES["hidden_size"], SIZES["vocab_size"]
-    words = 3 * 2 * 8 * (SEQ - SLOTS) * (hidden * vocab + hidden * hidden)
+    hidden, wide, vocab = (SIZES[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
+    head = hidden * vocab + hidden * hidden
+    layer = 2 * hidden * hidden + 2 * hidden * wide + 2 * SEQ * hidden
     saved = operations(every) - operations(few)
-    assert 0.95 * words < saved < 1.3 * words
+    assert 0.95 < saved / (3 * 2 * 8 * (SEQ - SLOTS) * (head + layer)) < 1.3
+
+
+def test_a_pooled_head_costs_little_of_the_last_layer(model):
+    """By the operations of the products: its keys and values, and the rest at one position."""
+    pooled = eqxbert.BertForNextSentencePrediction(model.config, key=jax.random.key(0))
+
+    def operations(function) -> float:
+        return jax.jit(function).lower(np.ones((8, SEQ), np.int32)).cost_analysis()["flops"]
+
+    saved = operations(lambda ids: pooled.bert(ids)) - operations(lambda ids: pooled(ids).logits)
+    hidden, wide = SIZES["hidden_size"], SIZES["intermediate_size"]
+    layer = 2 * hidden * hidden + 2 * hidden * wide + 2 * SEQ * hidden
+    assert 0.95 < saved / (2 * 8 * (SEQ - 1) * layer) < 1.3
 
 
 def test_operations_are_those_of_the_products(model):

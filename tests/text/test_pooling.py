@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import max_difference, tiny_config
 from sentence_transformers.sentence_transformer.modules import Pooling as ReferencePooling
+from tolerances import FLOAT32
 
 from eqxbert import BertModel
 from eqxbert.text import Pooling, SentenceModel
@@ -140,3 +141,21 @@ def test_a_model_leaves_the_prompt_out_if_its_pooling_says_so(key, include_promp
     first = 0 if include_prompt else 3
     expected = [tokens[0, first:7].mean(axis=0), tokens[1, first:5].mean(axis=0)]
     assert max_difference(vectors, np.stack(expected)) <= POOLED
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_the_first_token_alone_costs_less(key, include_prompt):
+    """The last layer is computed for it alone, with the same result."""
+    bert = BertModel(tiny_config(), key=key)
+    model = SentenceModel(bert, Pooling(("cls",), include_prompt=include_prompt), ())
+    ids = np.arange(14, dtype=np.int32).reshape(2, 7)
+    mask = np.arange(7) < np.array([[7], [5]])
+    tokens = np.asarray(bert(ids, mask).last_hidden_state)
+    expected = tokens[:, 0 if include_prompt else 3]
+    assert max_difference(model(ids, mask, prompt_length=3), expected) < FLOAT32
+
+    def operations(modes):
+        function = SentenceModel(bert, Pooling(modes), ())
+        return jax.jit(lambda ids: function(ids, mask)).lower(ids).cost_analysis()["flops"]
+
+    assert operations(("cls",)) < 0.8 * operations(("cls", "mean"))
