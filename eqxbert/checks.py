@@ -32,7 +32,7 @@ def check_array(name: str, array: Any, kinds: type | tuple[type, ...], what: str
         raise ValueError(f"{name} must hold {what}, got an array of {array.dtype}.")
 
 
-def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
+def check_ids(name: str, ids: Any, limit: Size, limit_name: str) -> None:
     """Checks that `ids` are integers from 0 up to, but not including, `limit`.
 
     Values are checked where they are known, that is outside `jax.jit`. (Inside, an id outside the
@@ -41,7 +41,8 @@ def check_ids(name: str, ids: Any, limit: int, limit_name: str) -> None:
     **Raises:** `ValueError` that names the argument, the value and the limit.
     """
     check_array(name, ids, np.integer, "integers")
-    if isinstance(ids, jax.core.Tracer) or ids.size == 0:
+    is_known = isinstance(limit, int | np.integer) and not isinstance(ids, jax.core.Tracer)
+    if not is_known or ids.size == 0:
         return
     values = np.asarray(ids)
     wrong = values[(values < 0) | (values >= limit)]
@@ -91,7 +92,7 @@ def check_broadcasts(name: str, array: Any, to: tuple[Size, ...]) -> None:
     **Raises:** `ValueError` that names the argument, its shape and what was expected.
     """
     try:
-        fits = np.broadcast_shapes(array.shape, to) == to
+        fits = jnp.broadcast_shapes(array.shape, to) == to
     except ValueError:
         fits = False
     if not fits:

@@ -120,7 +120,7 @@ class BertModel(OneBertModel):
         | None = None,
         encoder_attention_mask: AttentionMask = None,
         cache: DecoderCache | None = None,
-        output_positions: Int[Array | np.ndarray, "*#batch slots"] | None = None,
+        output_positions: Int[Array | np.ndarray, "... slots"] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -152,9 +152,10 @@ class BertModel(OneBertModel):
             says for each of them which slots it may attend to, `(*batch, seq, slots)`: so several
             continuations can stand side by side. `position_ids` count on from those before,
             padding left out; with slots, they are the number of those attended to before.
-        - `output_positions`: the positions that `out.last_hidden_state` shall be of, if not of all.
-            The last layer is then computed for these alone (and the first token, if there is a
-            pooler), unless hidden states or attentions are asked for.
+        - `output_positions`: the positions that `out.last_hidden_state` shall be of, if not of all:
+            of shape `(*batch, slots)`, or one that is broadcast to it. The last layer is then
+            computed for these alone (and the first token, if there is a pooler), unless hidden
+            states or attentions are asked for.
         - `output_hidden_states`, `output_attentions`: whether `out.hidden_states` and
             `out.attentions` are returned; as the configuration says if None.
         - `key`: a PRNG key for dropout. Dropout happens if and only if there is one.
@@ -389,7 +390,7 @@ class BertModel(OneBertModel):
         check_broadcasts("position_ids", position_ids, batch_seq)
 
     def _output_positions(
-        self, positions: Int[Array | np.ndarray, "*#batch slots"], batch_seq: tuple[Size, ...]
+        self, positions: Int[Array | np.ndarray, "... slots"], batch_seq: tuple[Size, ...]
     ) -> Int[Array, "*batch states"]:
         """Those for all rows, with the first token's before them where the pooler needs it."""
         *batch, seq = batch_seq
