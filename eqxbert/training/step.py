@@ -1,8 +1,9 @@
 """One update of a model, compiled."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,11 +27,18 @@ from .loss import (
 from .optimizer import Optimizer, global_norm
 from .precision import LossScale, for_compute
 
+T = TypeVar("T")
+
 Metrics = dict[str, Array]
 
 _COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
-    # More optimisation than this takes a fifth more time, and gives no faster step.
-    "cpu": {"xla_backend_optimization_level": 2},
+    # More optimisation than this takes a third more time, and gives no faster step. (The scheduler
+    # is the usual one, which the preset would change.)
+    "cpu": {
+        "xla_backend_optimization_level": 2,
+        "xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED",
+    },
     # Where XLA weighs products of its own against cuBLAS's, the latter no longer add the biases.
     "gpu": {"xla_gpu_enable_triton_gemm": False},
 }
@@ -167,13 +175,17 @@ def make_train_step(
         value, gradients = _loss_and_gradients(means, trained, batch, key, parts, scale)
         norm = global_norm(gradients)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(value)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, trained)
-        trained = _where(is_finite, eqx.apply_updates(trained, updates), trained)
+
+        def update() -> tuple[PyTree, PyTree]:
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+                updates, new = optimizer.update(gradients, state.optimizer_state, trained)
+            return eqx.apply_updates(trained, updates), new
+
+        trained, optimizer_state = _if(is_finite, update, (trained, state.optimizer_state))
         skipped = state.skipped + jnp.where(is_finite, 0, 1)
         new = TrainState(
             model=eqx.combine(trained, frozen),
-            optimizer_state=_where(is_finite, optimizer_state, state.optimizer_state),
+            optimizer_state=optimizer_state,
             step=state.step + 1,
             skipped=skipped,
             key=state.key,
@@ -198,7 +210,7 @@ class TrainStep:
         *,
         is_checkpointed: bool,
     ):
-        options = _COMPILER_OPTIONS.get(platform(), {})
+        options = _compiler_options(platform())
         if platform() == "cpu" and is_checkpointed:
             options = options | _KEEP_BARRIERS
 
@@ -232,6 +244,21 @@ class TrainStep:
         """
         arrays, others = _arrays_and_others(check_batch(batch))
         return self._program.lower(arrays, state, others)
+
+
+@functools.cache
+def _compiler_options(platform: str) -> dict[str, Any]:
+    """Those of the options that are known to this version of XLA, in which they come and go."""
+
+    def is_known(name: str, value: Any) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    options = _COMPILER_OPTIONS.get(platform, {})
+    return {name: value for name, value in options.items() if is_known(name, value)}
 
 
 def _arrays_and_others(batch: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
@@ -339,8 +366,13 @@ def _in_parts(x: Any, parts: int) -> Array:
     return jnp.reshape(x, (parts, examples // parts, *jnp.shape(x)[1:]))
 
 
-def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+def _if(condition: Bool[Array, ""], new: Callable[[], T], old: T) -> T:
+    """What `new` returns, or else what there was."""
+    if platform() == "cpu":
+        # To choose between arrays, XLA would copy the old ones first.
+        return lax.cond(condition, new, lambda: old)
+    # A GPU would wait for the condition.
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new(), old)
 
 
 def _tokens(batch: Batch) -> Int[Array, ""]:
