@@ -162,8 +162,9 @@ class BertModel(OneBertModel):
 
         **Raises:** `ValueError` if a shape or dtype is wrong, the sequence is longer than
         `config.max_position_embeddings`, or, outside `jax.jit`, an id is out of range or the cache
-        overflows. Inside `jax.jit`, an id out of range makes its row NaN; slots or positions that
-        do not suffice for a cache make all of them NaN.
+        overflows. Inside `jax.jit`, an id out of range makes its row NaN, a position of
+        `output_positions` its vector; slots or positions that do not suffice for a cache make all
+        of them NaN.
         """
         config = self.config
         if output_hidden_states is None:
@@ -196,8 +197,6 @@ class BertModel(OneBertModel):
             head_mask = jnp.asarray(head_mask)
         if cache is not None:
             self._check_cache(cache, batch_seq)
-        if output_positions is not None:
-            output_positions = self._output_positions(output_positions, batch_seq)
         cross, cross_mask = self._cross(
             encoder_hidden_states, encoder_attention_mask, cache, batch_seq[:-1]
         )
@@ -222,6 +221,8 @@ class BertModel(OneBertModel):
             mask = pair_mask(attended)
             layer_caches = (cache.layers, place)
 
+        if output_positions is not None:
+            output_positions = self._output_positions(output_positions, batch_seq)
         x = self.embeddings(
             words,
             token_type_ids,

@@ -27,7 +27,7 @@ from ..outputs import (
     TokenClassifierOutput,
 )
 from .bert import BertModel
-from .inputs import BertOptions
+from .inputs import BertOptions, shape_of_tokens
 from .surgery import with_labels
 from .task import NO_POSITIONS, TaskModel, head_dropout, pooled
 
@@ -147,10 +147,11 @@ class BertForMultipleChoice(TaskModel):
             key=bert_key,
             **options,
         )
-        if out.last_hidden_state.ndim < 3:
+        shape = shape_of_tokens(input_ids, options.get("inputs_embeds"))
+        if len(shape) < 2:
             raise ValueError(
                 "input_ids (or inputs_embeds) has no axis for the choices; expected input_ids of "
-                f"shape (*batch, choices, seq), got {out.last_hidden_state.shape[:-1]}."
+                f"shape (*batch, choices, seq), got {shape}."
             )
         logits = self.classifier(head_dropout(pooled(out), self.config, head_key))[..., 0]
         loss = None

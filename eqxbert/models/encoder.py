@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from ..config import BertConfig
 from ..nn import Activation, Attention, KVCache, LayerNorm, Linear, dropout, split_key
@@ -142,15 +142,10 @@ class EncoderLayer(eqx.Module):
             slots, place = cache
             attended = slots.write(attended, place.start)
             positions = place.positions
-        if output_positions is not None:
-            if positions is None:
-                every = jnp.arange(x.shape[-2], dtype=output_positions.dtype)
-                positions = output_positions, jnp.broadcast_to(every, x.shape[:-1])
-            else:
-                of_queries = jnp.take_along_axis(positions[0], output_positions, axis=-1)
-                positions = of_queries, positions[1]
-            mask = None if mask is None else _queries_at(mask, output_positions, x)
-            x = states_at(x, output_positions)
+        is_relative = self.attention.distance is not None
+        if output_positions is not None and not is_relative:
+            mask = None if mask is None else _queries_at(mask, output_positions)
+            x, positions = _states_at(x, output_positions), None  # which play no part
         kept_head_mask = head_mask
         if head_mask is not None and len(self.heads) < head_mask.shape[0]:
             kept_head_mask = head_mask[np.asarray(self.heads)]
@@ -163,6 +158,10 @@ class EncoderLayer(eqx.Module):
             return_weights=return_weights,
             key=weights_key,
         )
+        if output_positions is not None and is_relative:
+            # Not before: each row would need distances of its own, as vectors.
+            weights = None if weights is None else _queries_at(weights, output_positions)
+            x, y = _states_at(x, output_positions), _states_at(y, output_positions)
         x = self.attention_norm(x + dropout(y, self.dropout_rate, attention_key))
         cross_weights = None
         if cross is not None:
@@ -290,7 +289,7 @@ class Encoder(eqx.Module):
             outputs.append(out)
         x = states[-1]
         if is_full and output_positions is not None:
-            x = states_at(x, output_positions)
+            x = _states_at(x, output_positions)
         return EncoderOutput(
             last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,
@@ -306,7 +305,7 @@ def _call(layer: Callable[..., LayerOutput], *arguments: Any, **options: Any) ->
     return layer(*arguments, **options)
 
 
-def states_at(
+def _states_at(
     x: Float[Array, "*batch seq hidden"], positions: Int[Array, "*batch slots"]
 ) -> Float[Array, "*batch slots hidden"]:
     """The vectors at some positions; NaN for a position that there is not."""
@@ -316,13 +315,13 @@ def states_at(
 
 
 def _queries_at(
-    mask: Bool[Array, "..."], positions: Int[Array, "*batch slots"], x: Float[Array, "*batch seq _"]
-) -> Bool[Array, "..."]:
-    """The mask for the queries at some positions."""
-    mask = jnp.reshape(mask, (1,) * (x.ndim + 1 - mask.ndim) + mask.shape)
-    if mask.shape[-2] == 1:
-        return mask
-    return jnp.take_along_axis(mask, positions[..., None, :, None], axis=-2, mode="clip")
+    x: Shaped[Array, "..."], positions: Int[Array, "*batch slots"]
+) -> Shaped[Array, "..."]:
+    """A mask or weights, of queries and keys, for the queries at some positions."""
+    x = jnp.reshape(x, (1,) * (positions.ndim + 2 - x.ndim) + x.shape)
+    if x.shape[-2] == 1:
+        return x
+    return jnp.take_along_axis(x, positions[..., None, :, None], axis=-2, mode="clip")
 
 
 def _all(values: Iterable[Any]) -> tuple[Any, ...] | None:

@@ -28,6 +28,16 @@ class DecoderOptions(BertOptions, total=False):
     cache: DecoderCache | None
 
 
+def shape_of_tokens(
+    input_ids: Int[Array | np.ndarray, "*batch seq"] | None,
+    inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None,
+) -> tuple[Size, ...]:
+    """`(*batch, seq)`; or nothing, where there is nothing that has a shape."""
+    if input_ids is None:
+        return getattr(inputs_embeds, "shape", ())[:-1]
+    return getattr(input_ids, "shape", ())
+
+
 def attention_mask_for_scores(
     attention_mask: AttentionMask, batch_seq: tuple[Size, ...], *, causal: bool
 ) -> Bool[Array, "..."] | None:

@@ -19,7 +19,7 @@ from ..nn import (
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
 from .bert import BertModel
-from .inputs import BertOptions, DecoderOptions
+from .inputs import BertOptions, DecoderOptions, shape_of_tokens
 from .next_sentence import next_sentence_loss
 from .task import TaskModel, pooled
 
@@ -262,9 +262,7 @@ def _check_masked_positions(
     inputs_embeds: Float[Array | np.ndarray, "*batch seq hidden"] | None,
 ) -> None:
     """By the name that they have here, where the words have a shape to hold them against."""
-    shape = getattr(input_ids, "shape", ())
-    if input_ids is None:
-        shape = getattr(inputs_embeds, "shape", ())[:-1]
+    shape = shape_of_tokens(input_ids, inputs_embeds)
     if positions is None or not shape:
         return
     check_ids("masked_positions", positions, shape[-1], "the sequence's length")

@@ -36,7 +36,7 @@ def fused_attention(
     """What `dot_product_attention` returns first, for arguments with the heads in front; or None
     where it has to be computed otherwise. Why, is logged once.
     """
-    if platform() != "gpu" or query.shape[-2] == 1:  # one query is no work
+    if platform() != "gpu" or query.shape[-2] in (0, 1):  # no work
         return None
     if key is None:
         dropout_rate = 0.0

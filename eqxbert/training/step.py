@@ -179,7 +179,7 @@ def make_train_step(
         def update() -> tuple[PyTree, PyTree]:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
                 updates, new = optimizer.update(gradients, state.optimizer_state, trained)
-            return eqx.apply_updates(trained, updates), new
+                return eqx.apply_updates(trained, updates), new
 
         trained, optimizer_state = _if(is_finite, update, (trained, state.optimizer_state))
         skipped = state.skipped + jnp.where(is_finite, 0, 1)
@@ -253,8 +253,10 @@ def _compiler_options(platform: str) -> dict[str, Any]:
     def is_known(name: str, value: Any) -> bool:
         try:
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            return False
+        except jax.errors.JaxRuntimeError as error:
+            if "INVALID_ARGUMENT" in str(error):
+                return False
+            raise
         return True
 
     options = _COMPILER_OPTIONS.get(platform, {})
@@ -367,12 +369,19 @@ def _in_parts(x: Any, parts: int) -> Array:
 
 
 def _if(condition: Bool[Array, ""], new: Callable[[], T], old: T) -> T:
-    """What `new` returns, or else what there was."""
+    """What `new` returns, in the dtypes that there were, or else what there was."""
+
+    def as_before(new: Any, old: Any) -> Any:
+        return new if getattr(new, "dtype", None) == old.dtype else jnp.asarray(new, old.dtype)
+
+    def new_as_before() -> T:
+        return jax.tree.map(as_before, new(), old)
+
     if platform() == "cpu":
         # To choose between arrays, XLA would copy the old ones first.
-        return lax.cond(condition, new, lambda: old)
-    # A GPU would wait for the condition.
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new(), old)
+        return lax.cond(condition, new_as_before, lambda: old)
+    # An accelerator would wait for the condition.
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new_as_before(), old)
 
 
 def _tokens(batch: Batch) -> Int[Array, ""]:

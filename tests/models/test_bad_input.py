@@ -128,7 +128,7 @@ UNTYPED = {
         ("ids, num_labels=1, labels=ids", "labels has shape (2, 5), expected (2,) or (2, 1)"),
     ],
     "BertForMultipleChoice": [
-        ("ids[0]", "no axis for the choices; expected input_ids of shape (*batch, choices, seq)"),
+        ("ids[0]", "expected input_ids of shape (*batch, choices, seq), got (5,)."),
         ("ids[None], labels=two", "labels has shape (2,), expected (1,)"),
         ("ids, labels=1.0 * two[0]", "labels must be an array of integers, got float64"),
     ],

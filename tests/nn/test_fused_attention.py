@@ -185,6 +185,14 @@ def test_any_batch(batch, rate, calls):
         assert max_difference(found.astype(jnp.float32), expected) < 0.03
 
 
+@pytest.mark.parametrize("queries", [0, 1])
+def test_next_to_no_queries_need_no_kernel(queries, calls):
+    *arguments, _ = inputs(queries, 6, 8, jnp.bfloat16)
+    found, _ = dot_product_attention(*arguments, dropout_rate=RATE, key=jax.random.key(0))
+    assert found.shape == (BATCH, queries, HEADS, 8)
+    assert not calls
+
+
 @pytest.mark.parametrize("mapped_mask", [0, None])
 @pytest.mark.parametrize("mapped_keys", [0, None])
 def test_vmap(mapped_mask, mapped_keys, calls):

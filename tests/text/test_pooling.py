@@ -159,3 +159,14 @@ def test_the_first_token_alone_costs_less(key, include_prompt):
         return jax.jit(lambda ids: function(ids, mask)).lower(ids).cost_analysis()["flops"]
 
     assert operations(("cls",)) < 0.8 * operations(("cls", "mean"))
+
+
+@pytest.mark.parametrize("modes", [("cls",), ("mean",)])
+def test_a_mask_of_another_shape_is_told_of(modes, key):
+    model = SentenceModel(BertModel(tiny_config(), key=key), Pooling(modes), ())
+    ids = np.ones((2, 7), np.int32)
+    for shape in ((3, 7), (2, 9)):
+        mask = np.zeros(shape, bool)
+        mask[:, -1] = True
+        with pytest.raises(ValueError, match=r"attention_mask has shape \([23], [79]\), expected"):
+            model(ids, mask)

@@ -42,6 +42,7 @@ from eqxbert.training import (
     freeze,
     make_eval_step,
     make_train_step,
+    step as step_module,
 )
 
 STEPS, WARMUP, RATE, MAX_NORM = 20, 4, 1e-3, 0.5
@@ -480,6 +481,35 @@ class TestMetrics:
         state, metrics = make_train_step(optimizer, loss=toy_loss)(state, toy_batch())
         assert metrics.keys() == {"loss", "grad_norm", "tokens", "skipped"}
         assert max_difference(state.model.words.weight, before.words.weight) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda: optax.adamw(1e-2, mu_dtype=jnp.float32),
+        lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=lambda count: 1e-2),
+        lambda: optax.trace(0.9, accumulator_dtype=jnp.bfloat16),
+    ],
+    ids=["moments in float32", "an injected learning rate", "momentum in bfloat16"],
+)
+def test_everything_keeps_its_dtype(make_optimizer, key):
+    """Whatever the optimizer computes in: the next step is then the same program."""
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), Toy(key=key))
+    optimizer = make_optimizer()
+    before = TrainState.create(model, optimizer, key=key)
+    dtypes = [x.dtype for x in jax.tree.leaves(before)]
+    state, _ = make_train_step(optimizer, loss=toy_loss)(before, toy_batch())
+    assert [x.dtype for x in jax.tree.leaves(state)] == dtypes
+    assert max_difference(state.model.words.weight, model.words.weight) > 1e-4
+
+
+def test_a_compiler_option_that_is_not_known_is_left_out(monkeypatch):
+    known = step_module._compiler_options("cpu")
+    assert "xla_backend_optimization_level" in known
+    options = step_module._COMPILER_OPTIONS["cpu"] | {"xla_of_another_time": True}
+    monkeypatch.setitem(step_module._COMPILER_OPTIONS, "cpu", options)
+    step_module._compiler_options.cache_clear()
+    assert step_module._compiler_options("cpu") == known
 
 
 class TestState:
