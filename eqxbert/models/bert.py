@@ -155,7 +155,7 @@ class BertModel(OneBertModel):
         - `output_positions`: the positions that `out.last_hidden_state` shall be of, if not of all:
             of shape `(*batch, slots)`, or one that is broadcast to it. The last layer is then
             computed for these alone (and the first token, if there is a pooler), unless hidden
-            states or attentions are asked for.
+            states or attentions are asked for; with relative positions, all of it but attention.
         - `output_hidden_states`, `output_attentions`: whether `out.hidden_states` and
             `out.attentions` are returned; as the configuration says if None.
         - `key`: a PRNG key for dropout. Dropout happens if and only if there is one.

@@ -230,7 +230,8 @@ class Encoder(eqx.Module):
 
         - `x`: the embeddings.
         - `output_positions`: the positions that `last_hidden_state` is of; all if None. The last
-            layer is computed for these alone, unless something else of it is asked for.
+            layer is computed for these alone, unless something else of it is asked for; with
+            relative positions, all of it but attention.
         - `output_hidden_states`, `output_attentions`: what else is returned.
         """
         run = functools.partial(
