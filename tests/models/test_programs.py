@@ -142,19 +142,40 @@ def test_no_weight_is_copied(model):
     assert not made, made
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("heads", [4, 12])
-def test_a_mask_costs_no_scores_in_memory(heads, dtype):
-    """What is not written without a mask is not with one. (With 12 heads, nothing is.)"""
-    x = jnp.ones((2, 256, heads, 32), dtype)
-    mask = jnp.ones((2, 1, 1, 256), bool)
+class TestAttention:
+    ROWS, SEQ, SIZE = 2, 256, 32
 
-    def written(mask):
-        program = jax.jit(lambda x, mask: dot_product_attention(x, x, x, mask)[0])
-        text = program.lower(x, mask).compile().as_text()
-        return text[text.index("ENTRY") :].count(f"[2,{heads},256,256]")
+    def entry(self, heads, dtype, mask) -> str:
+        """The main computation of a compiled program of two attentions with the same mask."""
 
-    assert written(mask) == written(None)
+        def attend(x, mask):
+            for _ in range(2):
+                x = dot_product_attention(x, x, x, mask)[0]
+            return x
+
+        x = jnp.ones((self.ROWS, self.SEQ, heads, self.SIZE), dtype)
+        text = jax.jit(attend).lower(x, mask).compile().as_text()
+        return text[text.index("ENTRY") :]
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize("heads", [4, 12])
+    def test_a_mask_costs_no_scores_in_memory(self, heads, dtype):
+        """What is not written without a mask is not with one. (With 12 heads, nothing is.)"""
+        of_scores = rf"\[({self.ROWS},{heads}|{self.ROWS * heads}),{self.SEQ},{self.SEQ}\]"
+
+        def written(mask):
+            return len(re.findall(of_scores, self.entry(heads, dtype, mask)))
+
+        with_mask = written(jnp.ones((self.ROWS, 1, 1, self.SEQ), bool))
+        assert with_mask == written(None)
+        assert heads < 12 or with_mask == 0
+
+    def test_products_in_half_precision_stay_in_it(self):
+        """XLA would have them of float32, for several axes of matrices."""
+        entry = self.entry(12, jnp.bfloat16, None)
+        of_heads = rf"\[({self.ROWS},12|{self.ROWS * 12}),{self.SEQ},{self.SIZE}\]"
+        assert re.search(f"bf16{of_heads}", entry)
+        assert not re.search(f"f32{of_heads}", entry)
 
 
 class TestPartsOfAStep:

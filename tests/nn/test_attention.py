@@ -11,6 +11,13 @@ from tolerances import FLOAT32
 from eqxbert.nn import Attention, KVCache, causal_mask, dot_product_attention, key_mask, pair_mask
 
 Q_SEQ, KV_SEQ, HEADS, HEAD_SIZE = 5, 7, 3, 4
+MASK_SHAPES = (
+    (KV_SEQ,),
+    (Q_SEQ, KV_SEQ),
+    (HEADS, 1, KV_SEQ),
+    (HEADS, Q_SEQ, KV_SEQ),
+    (1, 1, KV_SEQ),
+)
 
 
 def random_inputs(batch: tuple[int, ...] = (2,), seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -30,10 +37,7 @@ def torch_attention(q, k, v, mask=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
-@pytest.mark.parametrize(
-    "mask_shape",
-    [None, (KV_SEQ,), (Q_SEQ, KV_SEQ), (HEADS, 1, KV_SEQ), (HEADS, Q_SEQ, KV_SEQ), (1, 1, KV_SEQ)],
-)
+@pytest.mark.parametrize("mask_shape", [None, *MASK_SHAPES])
 def test_equals_pytorch_with_masks_of_any_shape(batch, mask_shape):
     q, k, v = random_inputs(batch)
     mask = None
@@ -45,6 +49,31 @@ def test_equals_pytorch_with_masks_of_any_shape(batch, mask_shape):
     )
     assert weights is None
     assert max_difference(context, torch_attention(q, k, v, mask)) < FLOAT32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("mask_shape", [None, *MASK_SHAPES])
+@pytest.mark.parametrize("q_seq", [1, Q_SEQ])
+def test_half_precision_is_float32_rounded(q_seq, mask_shape, batch, dtype):
+    rng = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(x, dtype) for x in random_inputs(batch))
+    q = q[..., -q_seq:, :, :]
+    bias = jnp.asarray(rng.normal(size=(HEADS, 1, KV_SEQ)), dtype)
+    mask = None
+    if mask_shape is not None:
+        mask = jnp.asarray(rng.random(mask_shape) < 0.5)
+        mask = mask[..., -q_seq:, :] if Q_SEQ in mask_shape else mask
+
+    def attend(*qkv):
+        options = {"bias": bias, "head_mask": jnp.array([0.5, 2, 0]), "return_weights": True}
+        return dot_product_attention(*qkv, mask, **options)
+
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)))
+    for found, expected in zip(attend(q, k, v), exact, strict=True):
+        assert found.dtype == dtype
+        assert found.shape == expected.shape
+        assert max_difference(found.astype(jnp.float32), expected) < 4 * jnp.finfo(dtype).eps
 
 
 def test_weights_sum_to_one_and_give_the_context():
