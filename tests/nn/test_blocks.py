@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from helpers import max_difference
+from jax.test_util import check_grads
 from tolerances import ERROR_RATIO, FLOAT32, FLOAT32_GRADIENT
 
 from eqxbert.nn import (
@@ -163,6 +164,13 @@ def test_activations_in_half_precision_are_rounded_only_at_the_end(name):
     exact = jax.tree.map(lambda p: p.astype(jnp.float32), activation)(x.astype(jnp.float32))
     assert activation(x).dtype == jnp.bfloat16
     assert np.array_equal(activation(x), exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+def test_gelu_has_derivatives_of_derivatives(mode):
+    """Its first is written out."""
+    with jax.enable_x64(True):
+        check_grads(get_activation("gelu"), (jnp.linspace(-4.0, 4.0, 41),), order=3, modes=mode)
 
 
 def test_activations_with_parameters_are_not_in_the_table_of_functions():
