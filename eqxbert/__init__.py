@@ -22,6 +22,7 @@ from .compilation_cache import enable_compilation_cache as enable_compilation_ca
 from .config import BertConfig as BertConfig
 from .encoder_decoder_config import EncoderDecoderConfig as EncoderDecoderConfig
 from .export import export_model as export_model
+from .freed_memory import keep_freed_memory as _keep_freed_memory
 from .generation import generate as generate, stream as stream
 from .models import (
     NSP_IS_NEXT as NSP_IS_NEXT,
@@ -38,5 +39,7 @@ from .models import (
     EncoderDecoderModel as EncoderDecoderModel,
 )
 from .text import SentenceEncoder as SentenceEncoder, Tokenizer as Tokenizer
+
+_keep_freed_memory()
 
 __version__ = "0.1.0"
