@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "compilation_cache": set(),
     "config": {"files", "frozen_dict"},
     "encoder_decoder_config": {"config", "files", "frozen_dict"},
+    "freed_memory": set(),
     "nn": set(),
     "checks": {"nn"},
     "outputs": {"nn"},
