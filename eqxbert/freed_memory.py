@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_LARGEST = 2**25 - 2**16
+_LARGEST = 2**25 - 2**16  # with room for what glibc adds to a block
 
 
 def keep_freed_memory() -> None:

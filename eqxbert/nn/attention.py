@@ -105,6 +105,7 @@ def _attend(
         return context, None
     head_factor = None if head_mask is None else head_mask[:, None, None]
     *axes, q_seq, head_size = query.shape
+    kv_seq = keys.shape[-2]
     if merges := platform() == "cpu" and accumulation_dtype(query) != query.dtype:
         # Of products in half precision, XLA has those of one axis of matrices there.
         query, keys, values = (_merged(x, axes) for x in (query, keys, values))
@@ -124,7 +125,7 @@ def _attend(
     )
     if merges:
         context = jnp.reshape(context, (*axes, q_seq, head_size))
-        weights = None if weights is None else jnp.reshape(weights, (*axes, q_seq, -1))
+        weights = None if weights is None else jnp.reshape(weights, (*axes, q_seq, kv_seq))
     return context, weights
 
 
