@@ -4,7 +4,6 @@ mathematics as pure functions, and the module that wires them to weights.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -154,7 +153,7 @@ def _softmax_attention(
 ]:
     """`dot_product_attention` by its formula, for all rows and heads alike."""
     dtype = accumulation_dtype(query)
-    scale: Any = query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5
     # There is less of the query to scale than of the scores; but in half precision, unless the
     # scale is a power of two, that would round it once more.
     scales_query = dtype == query.dtype or math.frexp(scale)[0] == 0.5
