@@ -6,7 +6,7 @@ _LARGEST = 2**25 - 2**16  # with room for what glibc adds to a block
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep up to 64 MB of freed memory, in place of returning them to the system.
+    """Has glibc keep up to 64 MB of freed memory in each of its arenas, in place of returning them.
 
     On a CPU, XLA takes memory for the scores of each layer's attention anew, and frees it. Of what
     is free, glibc returns what exceeds twice the largest block of up to 32 MB that it has seen

@@ -3,7 +3,6 @@ mathematics as pure functions, and the module that wires them to weights.
 """
 
 import math
-from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -16,7 +15,7 @@ from .dropout import dropout
 from .embedding import Embedding
 from .fused_attention import fused_attention
 from .linear import Linear
-from .numerics import Size, accumulation_dtype, align_trailing
+from .numerics import accumulation_dtype, align_trailing
 from .platform import platform
 
 
@@ -103,14 +102,13 @@ def _attend(
     if context is not None:
         return context, None
     head_factor = None if head_mask is None else head_mask[:, None, None]
-    *axes, q_seq, head_size = query.shape
-    kv_seq = keys.shape[-2]
+    shape, kv_seq = query.shape, keys.shape[-2]
     if merges := platform() == "cpu" and accumulation_dtype(query) != query.dtype:
         # Of products in half precision, XLA has those of one axis of matrices there.
-        query, keys, values = (_merged(x, axes) for x in (query, keys, values))
         mask, bias, head_factor = (
-            None if x is None else _merged(x, axes) for x in (mask, bias, head_factor)
+            None if x is None else _merged(x, query) for x in (mask, bias, head_factor)
         )
+        query, keys, values = (_merged(x, query) for x in (query, keys, values))
     context, weights = _softmax_attention(
         query,
         keys,
@@ -123,16 +121,17 @@ def _attend(
         return_weights=return_weights,
     )
     if merges:
-        context = jnp.reshape(context, (*axes, q_seq, head_size))
-        weights = None if weights is None else jnp.reshape(weights, (*axes, q_seq, kv_seq))
+        context = jnp.reshape(context, shape)
+        weights = None if weights is None else jnp.reshape(weights, (*shape[:-1], kv_seq))
     return context, weights
 
 
 def _merged(
-    x: Shaped[Array, "..."], axes: Sequence[Size]
-) -> Shaped[Array, "matrices rows columns"]:
-    """Matrices along one axis, that are along several, or the same along some."""
-    x = jnp.reshape(x, (1,) * (len(axes) + 2 - x.ndim) + x.shape)
+    x: Shaped[Array, "..."], to: Shaped[Array, "*matrices _ _"]
+) -> Shaped[Array, "merged rows columns"]:
+    """As many matrices as `to` has along several axes, or the same for some, along one."""
+    *axes, _, _ = to.shape
+    x = align_trailing(x, to)
     x = jnp.broadcast_to(x, (*axes, *x.shape[-2:]))
     return jnp.reshape(x, (math.prod(axes), *x.shape[-2:]))
 
