@@ -52,8 +52,8 @@ def key_words(key: PRNGKeyArray) -> Words:
 def row_words(words: Words, row: UInt32[Array, "*rows"]) -> Words:
     """Two words for each row: no two have the same bits, or some that overlap."""
     first, second = words
-    own = _hashed(row ^ first, second)
-    return own, _hashed(row ^ second, own)
+    own = _mixed(row ^ first, second)
+    return own, _hashed(row ^ second, _folded(own))
 
 
 def keeps(words: Words, column: UInt32[Array, "..."], rate: float) -> Bool[Array, "..."]:
@@ -67,14 +67,28 @@ def keeps(words: Words, column: UInt32[Array, "..."], rate: float) -> Bool[Array
     """
     first, second = words
     threshold = min(round((1 - rate) * 2**32), 2**32 - 1)
-    return _hashed(column ^ first, second) < jnp.uint32(threshold)
+    # There are many elements, and GPUs are slow at this: it is the hash without its ends. Before,
+    # it would fold a word that `row_words` did not; after, it would change the lower half alone.
+    return _multiplied(column ^ first, second) < jnp.uint32(threshold)
 
 
 def _hashed(x: UInt32[Array, "..."], salt: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """32 bits that look random ([Wellons, 2018](https://nullprogram.com/blog/2018/07/31/))."""
-    x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
-    x = ((x ^ (x >> jnp.uint32(15))) + salt) * jnp.uint32(0x846CA68B)
+    return _folded(_mixed(x, salt))
+
+
+def _mixed(x: UInt32[Array, "..."], salt: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    return _multiplied(_folded(x), salt)
+
+
+def _folded(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Its own inverse."""
     return x ^ (x >> jnp.uint32(16))
+
+
+def _multiplied(x: UInt32[Array, "..."], salt: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    x = x * jnp.uint32(0x7FEB352D)
+    return ((x ^ (x >> jnp.uint32(15))) + salt) * jnp.uint32(0x846CA68B)
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> Sequence[PRNGKeyArray | None]:

@@ -1,4 +1,4 @@
-"""Attention with dropout on a GPU, without its scores ever being written to memory
+"""Attention on a GPU with masks and dropout, without its scores ever being written to memory
 ([Dao, 2023](https://arxiv.org/abs/2307.08691)).
 
 What is dropped is what `dropout` would drop of the weights: a hash, so that the backward pass finds
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .dropout import keeps, key_words, row_words
+from .dropout import Words, keeps, key_words, row_words
 
 # The sides of a tile of scores. (Operands of products have at least 16 rows and columns.)
 _TILE = 64
@@ -32,7 +32,6 @@ class _Settings(NamedTuple):
     dropout_rate: float
     q_tile: int
     kv_tile: int
-    q_seq: int  # before it is filled up to whole tiles
     interpret: bool
 
 
@@ -42,24 +41,26 @@ def flash_attention(
     values: Float[Array, "batch kv_seq heads head_size"],
     mask: Bool[Array, "#batch #heads #q_seq kv_seq"] | None = None,
     *,
-    dropout_rate: float,
-    key: PRNGKeyArray,
+    dropout_rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
     interpret: bool = False,
 ) -> Float[Array, "batch q_seq heads head_size"]:
-    """`dot_product_attention` with dropout, for NVIDIA GPUs.
+    """`dot_product_attention` for NVIDIA GPUs.
 
     **Arguments:** as there, with one axis for the batch; and
 
     - `mask`: with all four axes, and all keys.
+    - `dropout_rate`: less than 1.
     - `interpret`: whether JAX interprets the kernels, to try them without a GPU.
     """
-    (q_seq, _, head_size), kv_seq = query.shape[1:], keys.shape[1]
+    (batch, q_seq, heads, head_size), kv_seq = query.shape, keys.shape[1]
+    if key is None:
+        dropout_rate = 0.0
     settings = _Settings(
         scale=head_size**-0.5,
         dropout_rate=dropout_rate,
         q_tile=_tile(q_seq),
         kv_tile=_tile(kv_seq),
-        q_seq=q_seq,
         interpret=interpret,
     )
     missing_q, missing_kv = -q_seq % settings.q_tile, -kv_seq % settings.kv_tile
@@ -73,8 +74,14 @@ def flash_attention(
         jnp.pad(x, ((0, 0), (0, rows), (0, 0), (0, columns)))
         for x, rows in ((query, missing_q), (keys, missing_kv), (values, missing_kv))
     )
-    seed = jnp.stack(key_words(key))
-    context: Array = _attention(settings, query, keys, values, mask, seed)
+    words = None
+    if dropout_rate > 0:
+        assert key is not None
+        row = lax.iota(jnp.uint32, batch * heads * q_seq).reshape(batch, heads, q_seq)
+        first, second = row_words(key_words(key), row)
+        filling = (0, 0), (0, 0), (0, missing_q)
+        words = jnp.pad(first, filling), jnp.pad(second, filling)
+    context: Array = _attention(settings, query, keys, values, mask, words)
     return context[:, :q_seq, :, :head_size]
 
 
@@ -89,43 +96,48 @@ def _attention(
     keys: Float[Array, "batch kv_seq heads size"],
     values: Float[Array, "batch kv_seq heads size"],
     mask: Bool[Array, "#batch #heads #q_seq kv_seq"] | None,
-    seed: UInt32[Array, "2"],
+    words: Words | None,
 ) -> Float[Array, "batch q_seq heads size"]:
-    return _forward(settings, query, keys, values, mask, seed)[0]
+    return _forward(settings, query, keys, values, mask, words)[0]
 
 
 def _forward(
-    settings: _Settings, query: Array, keys: Array, values: Array, mask: Array | None, seed: Array
+    settings: _Settings,
+    query: Array,
+    keys: Array,
+    values: Array,
+    mask: Array | None,
+    words: Words | None,
 ) -> tuple[Array, Any]:
     batch, q_seq, heads, _ = query.shape
     tile = settings.q_tile
     context, log_sums = _run(
         _forward_kernel,
         settings,
-        (query, keys, values, mask, seed),
+        (query, keys, values, mask, words),
         grid=(q_seq // tile, heads, batch),
         in_specs=[
             _sequence(query, tile),
             _sequence(keys),
             _sequence(values),
             _mask_tiles(mask, q_tile=tile),
-            _SEED,
+            _word_tiles(words, tile),
         ],
         out_specs=[_sequence(query, tile), _numbers(tile)],
         out_shape=[query, jax.ShapeDtypeStruct((batch, heads, q_seq), jnp.float32)],
     )
-    return context, (query, keys, values, mask, seed, context, log_sums)
+    return context, (query, keys, values, mask, words, context, log_sums)
 
 
 def _backward(settings: _Settings, residuals: Any, gradient: Array) -> tuple[Any, ...]:
-    query, keys, values, mask, seed, context, log_sums = residuals
+    query, keys, values, mask, words, context, log_sums = residuals
     gradient = gradient.astype(query.dtype)
     batch, q_seq, heads, _ = query.shape
     kv_seq = keys.shape[1]
     q_tile, kv_tile = settings.q_tile, settings.kv_tile
     # The means of the weights' gradients, by the weights: what a softmax's derivative subtracts.
     means = jnp.einsum("bqhd,bqhd->bhq", gradient, context, preferred_element_type=jnp.float32)
-    arguments = (query, keys, values, mask, seed, gradient, log_sums, means)
+    arguments = (query, keys, values, mask, words, gradient, log_sums, means)
     [query_gradient] = _run(
         _query_kernel,
         settings,
@@ -136,7 +148,7 @@ def _backward(settings: _Settings, residuals: Any, gradient: Array) -> tuple[Any
             _sequence(keys),
             _sequence(values),
             _mask_tiles(mask, q_tile=q_tile),
-            _SEED,
+            _word_tiles(words, q_tile),
             _sequence(query, q_tile),
             _numbers(q_tile),
             _numbers(q_tile),
@@ -154,7 +166,7 @@ def _backward(settings: _Settings, residuals: Any, gradient: Array) -> tuple[Any
             _sequence(keys, kv_tile),
             _sequence(values, kv_tile),
             _mask_tiles(mask, kv_tile=kv_tile),
-            _SEED,
+            _word_tiles(words, q_seq, whole=True),
             _sequence(query),
             _numbers(q_seq, whole=True),
             _numbers(q_seq, whole=True),
@@ -175,12 +187,12 @@ _attention.defvjp(_forward, _backward)
 def _run(
     kernel: Any,
     settings: _Settings,
-    arguments: tuple[Array | None, ...],
+    arguments: tuple[Any, ...],
     *,
     out_shape: Any,
     **how: Any,
 ) -> Any:
-    query, keys, values, mask, *others = arguments
+    query, keys, values, mask, *others = arguments  # of those that are None, kernels are told
     mask = None if mask is None else mask.astype(jnp.int8)
     return pl.pallas_call(
         functools.partial(kernel, settings),
@@ -228,13 +240,16 @@ def _mask_tiles(
     return pl.BlockSpec((None, None, q_tile, kv_tile or kv_seq), place)
 
 
-_SEED = pl.BlockSpec((2,), lambda i, head, row: (0,))
+def _word_tiles(
+    words: Words | None, size: int, *, whole: bool = False
+) -> tuple[pl.BlockSpec, pl.BlockSpec] | None:
+    return None if words is None else (_numbers(size, whole=whole), _numbers(size, whole=whole))
 
 
 def _forward_kernel(
-    settings: _Settings, query, keys, values, mask, seed, context, log_sums
+    settings: _Settings, query, keys, values, mask, words, context, log_sums
 ) -> None:
-    q, rows = query[...], _rows(settings, seed)(pl.program_id(0))
+    q, row_words = query[...], _loaded(words, ...)
 
     def body(i, carry):
         total, largest, sums = carry
@@ -244,7 +259,7 @@ def _forward_kernel(
         correction = jnp.exp2(largest - new_largest)
         exponentials = jnp.exp2(scores - new_largest[:, None])
         sums = sums * correction + jnp.sum(exponentials, axis=1)
-        exponentials = jnp.where(_kept(settings, rows, i), exponentials, 0.0)
+        exponentials = _if_kept(_kept(settings, row_words, i), exponentials)
         v = values[at, :]
         total = total * correction[:, None] + _product(exponentials.astype(v.dtype), v)
         return total, new_largest, sums
@@ -265,13 +280,13 @@ def _query_kernel(
     keys,
     values,
     mask,
-    seed,
+    words,
     gradient,
     log_sums,
     means,
     query_gradient,
 ) -> None:
-    q, grad, rows = query[...], gradient[...], _rows(settings, seed)(pl.program_id(0))
+    q, grad, row_words = query[...], gradient[...], _loaded(words, ...)
     log_sum, mean = log_sums[...][:, None], means[...][:, None]
 
     def body(i, total):
@@ -280,7 +295,7 @@ def _query_kernel(
         scores = _scores(settings, q, k, None if mask is None else mask[:, at])
         weights = jnp.exp2(scores - log_sum)
         grad_weights = _product(grad, values[at, :].T) / (1 - settings.dropout_rate)
-        grad_weights = jnp.where(_kept(settings, rows, i), grad_weights, 0.0)
+        grad_weights = _if_kept(_kept(settings, row_words, i), grad_weights)
         grad_scores = weights * (grad_weights - mean)
         return total + _product(grad_scores.astype(k.dtype), k)
 
@@ -295,14 +310,14 @@ def _key_value_kernel(
     keys,
     values,
     mask,
-    seed,
+    words,
     gradient,
     log_sums,
     means,
     key_gradient,
     value_gradient,
 ) -> None:
-    k, v, tile, rows = keys[...], values[...], pl.program_id(0), _rows(settings, seed)
+    k, v, tile = keys[...], values[...], pl.program_id(0)
 
     def body(i, carry):
         grad_k, grad_v = carry
@@ -313,10 +328,9 @@ def _key_value_kernel(
             allowed = mask[0, :][:, None] if mask.shape[0] == 1 else mask[at, :].T
         # (kv_tile, q_tile): the other way round, products would have to turn them first.
         weights = jnp.exp2(_scores(settings, k, q, allowed) - log_sums[at][None, :])
-        keep = _kept(settings, rows(i), tile, transposed=True)
-        grad_v = grad_v + _product(jnp.where(keep, weights, 0.0).astype(grad.dtype), grad)
-        grad_weights = _product(v, grad.T) / (1 - settings.dropout_rate)
-        grad_weights = jnp.where(keep, grad_weights, 0.0)
+        kept = _kept(settings, _loaded(words, at), tile, transposed=True)
+        grad_v = grad_v + _product(_if_kept(kept, weights).astype(grad.dtype), grad)
+        grad_weights = _if_kept(kept, _product(v, grad.T) / (1 - settings.dropout_rate))
         grad_scores = weights * (grad_weights - means[at][None, :])
         return grad_k + _product(grad_scores.astype(q.dtype), q), grad_v
 
@@ -336,25 +350,22 @@ def _scores(settings: _Settings, a, b, allowed):
     return scores if allowed is None else jnp.where(allowed != 0, scores, _MASKED)
 
 
-def _rows(settings: _Settings, seed):
-    """A function that tells what decides over dropout for the queries of a tile: their rows among
-    those of scores, in all heads and the whole batch.
-    """
-    head = pl.program_id(2) * pl.num_programs(1) + pl.program_id(1)
-
-    def rows(tile):
-        row = head * settings.q_seq + _range(settings.q_tile, tile)
-        return row_words((seed[0], seed[1]), row.astype(jnp.uint32))
-
-    return rows
+def _loaded(words, at):
+    return None if words is None else tuple(word[at] for word in words)
 
 
-def _kept(settings: _Settings, rows, tile, *, transposed: bool = False):
-    """Which scores dropout keeps, for such rows and a tile of keys."""
+def _kept(settings: _Settings, row_words, tile, *, transposed: bool = False):
+    """Which scores dropout keeps, for queries with such words and a tile of keys; None for all."""
+    if row_words is None:
+        return None
     axis = 0 if transposed else 1
     column = jnp.expand_dims(_range(settings.kv_tile, tile).astype(jnp.uint32), 1 - axis)
-    first, second = (jnp.expand_dims(words, axis) for words in rows)
+    first, second = (jnp.expand_dims(word, axis) for word in row_words)
     return keeps((first, second), column, settings.dropout_rate)
+
+
+def _if_kept(kept, x):
+    return x if kept is None else jnp.where(kept, x, 0.0)
 
 
 def _range(size: int, tile):

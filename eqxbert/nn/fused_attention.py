@@ -1,5 +1,6 @@
 """Attention as one kernel of an NVIDIA GPU, which writes no scores to memory: cuDNN's or, with
-dropout, our own, since cuDNN's has a seed that is compiled in. Both have first derivatives alone.
+dropout or a mask, our own. (cuDNN has a seed for dropout that is compiled in, and a mask takes it
+longer.) Both have first derivatives alone.
 """
 
 import functools
@@ -59,9 +60,8 @@ def fused_attention(
     query, keys, values = (
         jnp.swapaxes(jnp.reshape(x, (-1, *x.shape[-3:])), 1, 2) for x in (query, keys, values)
     )
-    if key is not None and dropout_rate > 0:
-        flash_attention = _flash_attention()
-        assert flash_attention is not None
+    flash_attention = _flash_attention()
+    if flash_attention is not None and (mask is not None or dropout_rate > 0):
         context = flash_attention(query, keys, values, mask, dropout_rate=dropout_rate, key=key)
     else:
         context = _cudnn_attention(query, keys, values, mask)
@@ -189,11 +189,14 @@ def _obstacle(
     return None
 
 
-@functools.cache
 def _flash_attention() -> Callable[..., Array] | None:
-    """`flash_attention`, if there is one. It is imported where there is a GPU for it, since Pallas
-    takes long to import.
-    """
+    """`flash_attention`, if it can be had; it is for one GPU, since JAX cannot split it up."""
+    return None if jax.device_count() > 1 else _imported_flash_attention()
+
+
+@functools.cache
+def _imported_flash_attention() -> Callable[..., Array] | None:
+    """It is imported where there is a GPU for it, since Pallas takes long to import."""
     try:
         from .flash_attention import flash_attention
     except ImportError:  # it is written in what JAX calls experimental, and means to remove

@@ -79,9 +79,10 @@ def test_kernels_equal_the_formula(sizes, kind):
         assert np.all(np.asarray(backward(gradient)[0])[:, 2] == 0)
 
 
+@pytest.mark.parametrize("rate", [0.0, RATE])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_kernels_are_lowered_for_a_gpu(sizes, kind):
+def test_kernels_are_lowered_for_a_gpu(sizes, kind, rate):
     """They are no more than that here; but much that Triton does not know shows then."""
     query, keys, values, _ = inputs(*sizes, jnp.bfloat16)
     mask = make_mask(kind, *sizes[:2])
@@ -89,7 +90,7 @@ def test_kernels_are_lowered_for_a_gpu(sizes, kind):
         mask = jnp.broadcast_to(mask, (*mask.shape[:3], sizes[1]))
 
     def total(q, k, v):
-        context = flash_attention(q, k, v, mask, dropout_rate=RATE, key=jax.random.key(0))
+        context = flash_attention(q, k, v, mask, dropout_rate=rate, key=jax.random.key(0))
         return jnp.sum(context.astype(jnp.float32))
 
     with as_if_for_a_gpu():
@@ -142,7 +143,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-    monkeypatch.setattr(fused_module, "_flash_attention", lambda: interpreted)
+    monkeypatch.setattr(fused_module, "_imported_flash_attention", lambda: interpreted)
     monkeypatch.setattr(fused_module, "_is_new_enough", lambda: True)
     fused_module._log_once.cache_clear()
     jax.clear_caches()  # of what was traced for another platform
@@ -150,17 +151,25 @@ def calls(monkeypatch):
     jax.clear_caches()
 
 
+def kernel_for(gpus, monkeypatch):
+    """On so many GPUs: the kernel for masks."""
+    monkeypatch.setattr(jax, "device_count", lambda: gpus)
+    return "flash" if gpus == 1 else "cudnn"
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_cudnn_is_called_as_it_can_be(sizes, kind, dtype, calls):
+def test_kernels_are_called_as_they_can_be(sizes, kind, dtype, gpus, calls, monkeypatch):
+    kernel = kernel_for(gpus, monkeypatch)
     *arguments, gradient = inputs(*sizes, dtype)
     mask = make_mask(kind, *sizes[:2])
     (found, weights), backward = jax.vjp(
         lambda q, k, v: dot_product_attention(q, k, v, mask), *arguments
     )
     assert weights is None
-    assert calls == ["cudnn"]
+    assert calls == ["cudnn" if kind == "none" else kernel]
     wide = [x.astype(jnp.float32) for x in arguments]
     expected, expected_backward = jax.vjp(lambda q, k, v: plain(q, k, v, mask, 1 - RATE), *wide)
     assert found.dtype == dtype
@@ -170,15 +179,16 @@ def test_cudnn_is_called_as_it_can_be(sizes, kind, dtype, calls):
         assert max_difference(ours.astype(jnp.float32), theirs) < 0.05
 
 
-@pytest.mark.parametrize("rate", [0.0, RATE])
+@pytest.mark.parametrize(("gpus", "rate"), [(1, 0.0), (2, 0.0), (1, RATE)])
 @pytest.mark.parametrize("batch", [(), (4,), (2, 2)])
-def test_any_batch(batch, rate, calls):
+def test_any_batch(batch, gpus, rate, calls, monkeypatch):
+    kernel = kernel_for(gpus, monkeypatch)
     rng = np.random.default_rng(0)
     query = jnp.asarray(rng.normal(size=(*batch, 6, HEADS, 8)), jnp.bfloat16)
     mask = jnp.asarray(rng.random((*batch[-1:], 1, 1, 6)) < 0.7).at[..., 0].set(True)
     key = jax.random.key(0) if rate else None
     found, _ = dot_product_attention(query, query, query, mask, dropout_rate=rate, key=key)
-    assert calls == ["flash" if rate else "cudnn"]
+    assert calls == [kernel]
     assert found.shape == query.shape
     if not rate:
         expected, _ = dot_product_attention(*[query.astype(jnp.float32)] * 3, mask)
@@ -193,10 +203,12 @@ def test_next_to_no_queries_need_no_kernel(queries, calls):
     assert not calls
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
 @pytest.mark.parametrize("mapped_mask", [0, None])
 @pytest.mark.parametrize("mapped_keys", [0, None])
-def test_vmap(mapped_mask, mapped_keys, calls):
+def test_vmap(mapped_mask, mapped_keys, gpus, calls, monkeypatch):
     """Of values and gradients, with a mask for all heads: the same as one after the other."""
+    kernel = kernel_for(gpus, monkeypatch)
     rng = np.random.default_rng(0)
     query, keys = jnp.asarray(rng.normal(size=(2, 3, BATCH, 6, HEADS, 8)), jnp.bfloat16)
     mask = jnp.asarray(rng.random((3, BATCH, 1, 1, 6)) < 0.7).at[..., 0].set(True)
@@ -216,11 +228,34 @@ def test_vmap(mapped_mask, mapped_keys, calls):
         for ours, theirs in zip(*map(jax.tree.leaves, (found, differentiate(*one))), strict=True):
             difference = max_difference(ours[i].astype(jnp.float32), theirs.astype(jnp.float32))
             assert difference < 0.03 * float(jnp.abs(theirs).max())
-    assert set(calls) == {"cudnn"}
+    assert set(calls) == {kernel}
 
 
-def test_models_train_with_kernels(calls):
+def test_vmap_with_dropout(calls):
+    """For keys of their own, or one for all."""
+    rng = np.random.default_rng(0)
+    query = jnp.asarray(rng.normal(size=(3, BATCH, 6, HEADS, 8)), jnp.bfloat16)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def total(query, key):
+        context, _ = dot_product_attention(query, query, query, dropout_rate=RATE, key=key)
+        return jnp.sum(jnp.square(context))
+
+    differentiate = jax.value_and_grad(total)
+    for key, axis in ((keys, 0), (keys[0], None)):
+        found = jax.vmap(jax.jit(differentiate), (0, axis))(query, key)
+        for i in range(3):
+            one = differentiate(query[i], key if axis is None else key[i])
+            for ours, theirs in zip(*map(jax.tree.leaves, (found, one)), strict=True):
+                difference = max_difference(ours[i].astype(jnp.float32), theirs.astype(jnp.float32))
+                assert difference < 0.03 * float(jnp.abs(theirs).max())
+    assert set(calls) == {"flash"}
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_models_train_with_kernels(gpus, calls, monkeypatch):
     """A loss and its gradients are those of float32 elsewhere; with dropout, they are finite."""
+    kernel = kernel_for(gpus, monkeypatch)
     config = eqxbert.BertConfig(
         vocab_size=99,
         hidden_size=32,
@@ -237,7 +272,7 @@ def test_models_train_with_kernels(calls):
 
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
     found, gradients = jax.value_and_grad(loss)(half)
-    assert set(calls) == {"cudnn"}
+    assert set(calls) == {kernel}
     expected, expected_gradients = jax.value_and_grad(loss)(model)
     assert abs(float(found) - float(expected)) < 0.02 * float(expected)
     for ours, theirs in zip(*map(jax.tree.leaves, (gradients, expected_gradients)), strict=True):
@@ -245,7 +280,7 @@ def test_models_train_with_kernels(calls):
         assert max_difference(ours.astype(jnp.float32), theirs) < 0.1 * scale
     calls.clear()
     dropped = jax.grad(loss)(half, jax.random.key(1))
-    assert set(calls) == {"flash"}
+    assert set(calls) == ({"flash"} if gpus == 1 else set())
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(dropped))
 
 
