@@ -56,18 +56,19 @@ def kept_by(key, q_seq, kv_seq):
     return dropout(jnp.full((BATCH, HEADS, q_seq, kv_seq), 1 - RATE), RATE, key)
 
 
+@pytest.mark.parametrize("rate", [0.0, RATE])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_kernels_equal_the_formula(sizes, kind):
+def test_kernels_equal_the_formula(sizes, kind, rate):
     q_seq, kv_seq, _ = sizes
     *arguments, gradient = inputs(*sizes)
     mask, key = make_mask(kind, q_seq, kv_seq), jax.random.key(2)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*mask.shape[:3], kv_seq))
-    kept = kept_by(key, q_seq, kv_seq)
+    kept = kept_by(key, q_seq, kv_seq) if rate else 1 - RATE
 
     def kernels(q, k, v):
-        return flash_attention(q, k, v, mask, dropout_rate=RATE, key=key, interpret=True)
+        return flash_attention(q, k, v, mask, dropout_rate=rate, key=key, interpret=True)
 
     found, backward = jax.vjp(kernels, *arguments)
     expected, expected_backward = jax.vjp(lambda q, k, v: plain(q, k, v, mask, kept), *arguments)
