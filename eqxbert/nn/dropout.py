@@ -67,8 +67,9 @@ def keeps(words: Words, column: UInt32[Array, "..."], rate: float) -> Bool[Array
     """
     first, second = words
     threshold = min(round((1 - rate) * 2**32), 2**32 - 1)
-    # There are many elements, and GPUs are slow at this: it is the hash without its ends. Before,
-    # it would fold a word that `row_words` did not; after, it would change the lower half alone.
+    # There are many elements, and GPUs are slow at this: it is the hash without its folds. Since a
+    # fold undoes a fold, `row_words` does without one for the first (which changes no column below
+    # 2^16); the last would change the lower half alone.
     return _multiplied(column ^ first, second) < jnp.uint32(threshold)
 
 
@@ -82,7 +83,7 @@ def _mixed(x: UInt32[Array, "..."], salt: UInt32[Array, "..."]) -> UInt32[Array,
 
 
 def _folded(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Its own inverse."""
+    """The upper half added to the lower, bit by bit; its own inverse."""
     return x ^ (x >> jnp.uint32(16))
 
 

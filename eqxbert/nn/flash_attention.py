@@ -54,11 +54,13 @@ def flash_attention(
     - `interpret`: whether JAX interprets the kernels, to try them without a GPU.
     """
     (batch, q_seq, heads, head_size), kv_seq = query.shape, keys.shape[1]
-    if key is None:
-        dropout_rate = 0.0
+    words = None
+    if key is not None and dropout_rate > 0:
+        row = lax.iota(jnp.uint32, batch * heads * q_seq).reshape(batch, heads, q_seq)
+        words = row_words(key_words(key), row)
     settings = _Settings(
         scale=head_size**-0.5,
-        dropout_rate=dropout_rate,
+        dropout_rate=0.0 if words is None else dropout_rate,
         q_tile=_tile(q_seq),
         kv_tile=_tile(kv_seq),
         interpret=interpret,
@@ -74,13 +76,7 @@ def flash_attention(
         jnp.pad(x, ((0, 0), (0, rows), (0, 0), (0, columns)))
         for x, rows in ((query, missing_q), (keys, missing_kv), (values, missing_kv))
     )
-    words = None
-    if dropout_rate > 0:
-        assert key is not None
-        row = lax.iota(jnp.uint32, batch * heads * q_seq).reshape(batch, heads, q_seq)
-        first, second = row_words(key_words(key), row)
-        filling = (0, 0), (0, 0), (0, missing_q)
-        words = jnp.pad(first, filling), jnp.pad(second, filling)
+    words = jax.tree.map(lambda word: jnp.pad(word, ((0, 0), (0, 0), (0, missing_q))), words)
     context: Array = _attention(settings, query, keys, values, mask, words)
     return context[:, :q_seq, :, :head_size]
 
@@ -192,7 +188,7 @@ def _run(
     out_shape: Any,
     **how: Any,
 ) -> Any:
-    query, keys, values, mask, *others = arguments  # of those that are None, kernels are told
+    query, keys, values, mask, *others = arguments  # for None, kernels are given None
     mask = None if mask is None else mask.astype(jnp.int8)
     return pl.pallas_call(
         functools.partial(kernel, settings),

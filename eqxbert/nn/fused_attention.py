@@ -1,6 +1,6 @@
-"""Attention as one kernel of an NVIDIA GPU, which writes no scores to memory: cuDNN's or, with
-dropout or a mask, our own. (cuDNN has a seed for dropout that is compiled in, and a mask takes it
-longer.) Both have first derivatives alone.
+"""Attention as one kernel of an NVIDIA GPU, which writes no scores to memory: cuDNN's or, on one
+GPU and with dropout or a mask, our own. (cuDNN has a seed for dropout that is compiled in, and is
+slower with a mask.) Both have first derivatives alone.
 """
 
 import functools
@@ -20,6 +20,8 @@ logger = logging.getLogger("eqxbert")
 T = TypeVar("T")
 
 _LARGEST_HEAD = 128
+# Up to which our kernel is known to be the faster one.
+_LARGEST_MASKED_HEAD = 64
 
 
 def fused_attention(
@@ -60,10 +62,12 @@ def fused_attention(
     query, keys, values = (
         jnp.swapaxes(jnp.reshape(x, (-1, *x.shape[-3:])), 1, 2) for x in (query, keys, values)
     )
-    flash_attention = _flash_attention()
-    if flash_attention is not None and (mask is not None or dropout_rate > 0):
+    is_ours = dropout_rate > 0 or (mask is not None and head_size <= _LARGEST_MASKED_HEAD)
+    flash_attention = _flash_attention() if is_ours else None
+    if flash_attention is not None:
         context = flash_attention(query, keys, values, mask, dropout_rate=dropout_rate, key=key)
     else:
+        assert dropout_rate == 0
         context = _cudnn_attention(query, keys, values, mask)
     return jnp.reshape(jnp.swapaxes(context, 1, 2), (*batch, heads, q_seq, head_size))
 
@@ -196,7 +200,9 @@ def _flash_attention() -> Callable[..., Array] | None:
 
 @functools.cache
 def _imported_flash_attention() -> Callable[..., Array] | None:
-    """It is imported where there is a GPU for it, since Pallas takes long to import."""
+    """`flash_attention`, or None without Pallas' backend for Triton; imported where there is a GPU
+    for it, since that takes long.
+    """
     try:
         from .flash_attention import flash_attention
     except ImportError:  # it is written in what JAX calls experimental, and means to remove

@@ -55,8 +55,8 @@ def _standardized_and_factor(
     return y * factor, factor
 
 
-# For gradients, the result is kept alone, and its two means are taken side by side. (In what JAX
-# would make of the above, one waits for the other.)
+# For gradients, the result is kept, and a number for each row; their two means are taken side by
+# side. (In what JAX would make of the above, one waits for the other.)
 @_standardized.defjvp
 def _standardized_jvp(
     eps: float,

@@ -2,6 +2,7 @@
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +165,20 @@ def test_activations_in_half_precision_are_rounded_only_at_the_end(name):
     exact = jax.tree.map(lambda p: p.astype(jnp.float32), activation)(x.astype(jnp.float32))
     assert activation(x).dtype == jnp.bfloat16
     assert np.array_equal(activation(x), exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+@pytest.mark.parametrize("eps", [1e-12, 1.0])
+def test_layer_norm_has_derivatives_of_derivatives(eps, mode):
+    """Its first is written out."""
+
+    def normalized(x, weight):
+        norm = eqx.tree_at(lambda norm: norm.weight, LayerNorm(5, eps=eps), jnp.asarray(weight))
+        return norm(jnp.asarray(x))
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(3.0, 1.0, (3, 5)))
+        check_grads(normalized, (x, jnp.arange(1.0, 6.0)), 3, modes=mode)
 
 
 @pytest.mark.parametrize("mode", ["fwd", "rev"])

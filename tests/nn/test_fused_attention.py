@@ -232,6 +232,15 @@ def test_vmap(mapped_mask, mapped_keys, gpus, calls, monkeypatch):
     assert set(calls) == {kernel}
 
 
+@pytest.mark.parametrize(("size", "kernel"), [(64, "flash"), (72, "cudnn")])
+def test_masks_for_large_heads_are_left_to_cudnn(size, kernel, calls):
+    *arguments, _ = inputs(6, 6, size, jnp.bfloat16)
+    mask = make_mask("keys", 6, 6)
+    dot_product_attention(*arguments, mask)
+    dot_product_attention(*arguments, mask, dropout_rate=RATE, key=jax.random.key(0))
+    assert calls == [kernel, "flash"]
+
+
 def test_vmap_with_dropout(calls):
     """For keys of their own, or one for all."""
     rng = np.random.default_rng(0)
