@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..convert.names import path_to_name
-from ..nn import Linear, accumulation_dtype, align_trailing, linear_product
+from ..nn import Linear, accumulation_dtype, affine, linear_product
 
 Model = TypeVar("Model", bound=eqx.Module)
 Targets = str | Sequence[str] | Callable[[str], bool]
@@ -102,10 +102,8 @@ class LoRALinear(eqx.Module):
         return self.base.bias
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        dtype = accumulation_dtype(x)
-        y = linear_product(x, self.base.weight)
-        if self.base.bias is not None:
-            y = y + align_trailing(self.base.bias.astype(dtype), y)
+        weight, bias = self.base.weight, self.base.bias
+        y = linear_product(x, weight) if bias is None else affine(x, weight, bias)
         y = y + self.scale * linear_product(linear_product(x, self.a), self.b)
         return y.astype(x.dtype)
 
