@@ -25,16 +25,17 @@ def rounded_affine(
     """`x @ weight.T + bias`, accumulated in at least float32 and returned in the dtype of `x`."""
     if x.dtype == weight.dtype != accumulation_dtype(x) and platform() == "gpu":
         return _half_affine(x, weight, bias)
-    y = linear_product(x, weight) if bias is None else affine(x, weight, bias)
-    return y.astype(x.dtype)
+    return affine(x, weight, bias).astype(x.dtype)
 
 
 def affine(
     x: Float[Array, "*batch in_size"],
     weight: Float[Array, "out_size in_size"],
-    bias: Float[Array, " out_size"],
+    bias: Float[Array, " out_size"] | None,
 ) -> Float[Array, "*batch out_size"]:
     """`x @ weight.T + bias`, accumulated and returned in at least float32."""
+    if bias is None:
+        return linear_product(x, weight)
     rows = math.prod(x.shape[:-1])
     dtype = accumulation_dtype(x)
     is_half = dtype != x.dtype or dtype != weight.dtype

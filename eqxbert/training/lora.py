@@ -102,8 +102,7 @@ class LoRALinear(eqx.Module):
         return self.base.bias
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        weight, bias = self.base.weight, self.base.bias
-        y = linear_product(x, weight) if bias is None else affine(x, weight, bias)
+        y = affine(x, self.base.weight, self.base.bias)
         y = y + self.scale * linear_product(linear_product(x, self.a), self.b)
         return y.astype(x.dtype)
 
