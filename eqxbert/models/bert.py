@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -36,7 +35,8 @@ from .cache import (
     BatchShape,
     advance,
     attended_slots,
-    check_room,
+    check_cache,
+    check_is_decoder,
     counted_positions,
     empty_cache,
     is_overflowing,
@@ -44,7 +44,13 @@ from .cache import (
 )
 from .embeddings import Embeddings
 from .encoder import Encoder
-from .inputs import attention_mask_for_scores
+from .inputs import (
+    attention_mask_for_scores,
+    check_counted_positions,
+    check_length,
+    check_positions,
+    check_segments,
+)
 from .one_bert import OneBertModel
 
 
@@ -178,25 +184,25 @@ class BertModel(OneBertModel):
         # Tokens side by side share their positions, and those are checked when they are counted.
         is_by_slot = cache is not None and getattr(attention_mask, "ndim", 0) > len(batch_seq)
         is_shared = is_by_slot or segment_ids is not None
-        self._check_length(batch_seq[-1], are_side_by_side=is_shared)
+        check_length(batch_seq[-1], config, are_side_by_side=is_shared)
         if segment_ids is not None:
-            self._check_segments(segment_ids, attention_mask, cache, batch_seq)
+            check_segments(segment_ids, attention_mask, cache, batch_seq)
             attention_mask = segment_mask(segment_ids)
             if position_ids is None:
                 position_ids = segment_positions(segment_ids)
-                self._check_counted(position_ids)
+                check_counted_positions(position_ids, config)
         if token_type_ids is not None:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
             check_shape("token_type_ids", token_type_ids, batch_seq)
         if position_ids is not None:
-            self._check_positions(position_ids, batch_seq)
+            check_positions(position_ids, config, batch_seq)
         if head_mask is not None:
             shape = (len(self.encoder.layers), config.num_attention_heads)
             check_array("head_mask", head_mask, np.floating, "floats")
             check_shape("head_mask", head_mask, shape)
             head_mask = jnp.asarray(head_mask)
         if cache is not None:
-            self._check_cache(cache, batch_seq)
+            check_cache(cache, config, self.embeddings.dtype, batch_seq)
         cross, cross_mask = self._cross(
             encoder_hidden_states, encoder_attention_mask, cache, batch_seq[:-1]
         )
@@ -212,7 +218,7 @@ class BertModel(OneBertModel):
             counted = counted_positions(attended)
             if position_ids is None:
                 position_ids = counted
-                self._check_counted(counted)
+                check_counted_positions(counted, config)
             if config.position_embedding_type != "absolute":
                 position_ids = counted  # those that are given play no part
             words = poison(words, self._is_overflowing(cache, position_ids))
@@ -273,7 +279,7 @@ class BertModel(OneBertModel):
 
         **Raises:** `ValueError` if the model is no decoder, or a size is not positive.
         """
-        self._check_is_decoder("a cache")
+        check_is_decoder(self.config)
         sizes = tuple(batch) if isinstance(batch, Sequence) else (batch,)
         for size in (*sizes, max_length):
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
@@ -283,45 +289,6 @@ class BertModel(OneBertModel):
                 )
         shape = tuple(map(int, sizes))
         return empty_cache(self.config, shape, int(max_length), self.embeddings.dtype)
-
-    def _check_is_decoder(self, what: str) -> None:
-        if not self.config.is_decoder:
-            raise ValueError(
-                f"This model is no decoder (is_decoder is False), so there is no use for {what}: "
-                "its tokens also see those to come. Set is_decoder=True."
-            )
-
-    def _check_cache(self, cache: DecoderCache, batch_seq: tuple[int, ...]) -> None:
-        self._check_is_decoder("a cache")
-        if not isinstance(cache, DecoderCache):
-            raise ValueError(
-                f"cache must be a DecoderCache, got {type(cache).__name__}: what init_cache "
-                "returns, or `out.cache` of an earlier call."
-            )
-        if cache.cross is not None and not self.config.add_cross_attention:
-            raise ValueError(
-                "The cache is of a model with cross-attention, and this one has none "
-                "(add_cross_attention)."
-            )
-        if len(cache.layers) != len(self.encoder.layers):
-            raise ValueError(
-                f"The cache is of a model with {len(cache.layers)} layers, this one has "
-                f"{len(self.encoder.layers)}."
-            )
-        for layer, kept in zip(self.encoder.layers, cache.layers, strict=True):
-            sizes = len(layer.heads), self.config.head_size
-            if (kept.keys.shape[-3], kept.keys.shape[-1]) != sizes:
-                raise ValueError(
-                    f"The cache is of a model with {kept.keys.shape[-3]} heads of size "
-                    f"{kept.keys.shape[-1]} in a layer in which this one has {sizes[0]} of "
-                    f"{sizes[1]}."
-                )
-            if kept.keys.dtype != self.embeddings.dtype:
-                raise ValueError(
-                    f"The cache is of a model in {kept.keys.dtype}, this one is in "
-                    f"{self.embeddings.dtype}. Make one with this model's init_cache."
-                )
-        check_room(cache, batch_seq)
 
     def _is_overflowing(
         self, cache: DecoderCache, position_ids: Int[Array | np.ndarray, "*#batch seq"]
@@ -385,11 +352,6 @@ class BertModel(OneBertModel):
             raise ValueError("input_ids is a single number, expected shape (*batch, seq).")
         return self.embeddings.word(input_ids)
 
-    def _check_positions(self, position_ids: object, batch_seq: tuple[Size, ...]) -> None:
-        limit = self.config.max_position_embeddings
-        check_ids("position_ids", position_ids, limit, "max_position_embeddings")
-        check_broadcasts("position_ids", position_ids, batch_seq)
-
     def _output_positions(
         self, positions: Int[Array | np.ndarray, "... slots"], batch_seq: tuple[Size, ...]
     ) -> Int[Array, "*batch states"]:
@@ -404,43 +366,3 @@ class BertModel(OneBertModel):
         if self.pooler is None:
             return positions
         return jnp.pad(positions, [(0, 0)] * len(batch) + [(1, 0)])
-
-    def _check_segments(
-        self,
-        segment_ids: object,
-        attention_mask: AttentionMask,
-        cache: DecoderCache | None,
-        batch_seq: tuple[Size, ...],
-    ) -> None:
-        check_array("segment_ids", segment_ids, np.integer, "integers")
-        check_shape("segment_ids", segment_ids, batch_seq)
-        if attention_mask is not None:
-            raise ValueError(
-                "Give either attention_mask or segment_ids; both were given. Padding is what has "
-                "the segment 0."
-            )
-        if cache is not None:
-            raise ValueError(
-                "segment_ids was given with a cache, in which each row is one sequence. Decode "
-                "sequences in rows of their own."
-            )
-
-    def _check_counted(self, positions: Int[Array, "*batch seq"]) -> None:
-        if isinstance(positions, jax.core.Tracer):
-            return
-        last, limit = int(jnp.max(positions)), self.config.max_position_embeddings
-        if last >= limit:
-            raise ValueError(
-                f"With these tokens there would be {last + 1} in a row, but this model has "
-                f"positions for {limit} (max_position_embeddings)."
-            )
-
-    def _check_length(self, seq: Size, *, are_side_by_side: bool) -> None:
-        limit = self.config.max_position_embeddings
-        if seq > limit and not are_side_by_side:
-            raise ValueError(
-                f"The sequence has {seq} tokens, but this model has positions for {limit} "
-                "(max_position_embeddings). Truncate it or split it into windows."
-            )
-        if seq == 0:
-            raise ValueError("The sequence is empty: input_ids must have at least one token.")

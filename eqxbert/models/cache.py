@@ -57,11 +57,56 @@ def counted_positions(attended: Bool[Array, "*batch seq slots"]) -> Int[Array, "
     return jnp.maximum(jnp.sum(attended, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
-def check_room(cache: DecoderCache, batch_seq: tuple[int, ...]) -> None:
-    """Checks that the cache has slots for new tokens, where it is known how many are filled.
+def check_is_decoder(config: BertConfig) -> None:
+    """**Raises:** `ValueError` if the model has no use for a cache."""
+    if not config.is_decoder:
+        raise ValueError(
+            "This model is no decoder (is_decoder is False), so there is no use for a cache: its "
+            "tokens also see those to come. Set is_decoder=True."
+        )
 
-    **Raises:** `ValueError` if it has not, or is of another batch.
+
+def check_cache(
+    cache: object, config: BertConfig, dtype: DTypeLike, batch_seq: tuple[int, ...]
+) -> None:
+    """Checks that a cache is one of such a model, for such a batch, with slots for new tokens
+    (where it is known how many are filled).
+
+    **Raises:** `ValueError` if it is not.
     """
+    check_is_decoder(config)
+    if not isinstance(cache, DecoderCache):
+        raise ValueError(
+            f"cache must be a DecoderCache, got {type(cache).__name__}: what init_cache returns, "
+            "or `out.cache` of an earlier call."
+        )
+    if cache.cross is not None and not config.add_cross_attention:
+        raise ValueError(
+            "The cache is of a model with cross-attention, and this one has none "
+            "(add_cross_attention)."
+        )
+    if len(cache.layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"The cache is of a model with {len(cache.layers)} layers, this one has "
+            f"{config.num_hidden_layers}."
+        )
+    for i, layer in enumerate(cache.layers):
+        heads, size = layer.keys.shape[-3], layer.keys.shape[-1]
+        own_heads = len(config.kept_heads(i))
+        if (heads, size) != (own_heads, config.head_size):
+            raise ValueError(
+                f"The cache is of a model with {heads} heads of size {size} in a layer in which "
+                f"this one has {own_heads} of {config.head_size}."
+            )
+        if layer.keys.dtype != dtype:
+            raise ValueError(
+                f"The cache is of a model in {layer.keys.dtype}, this one is in {dtype}. Make one "
+                "with this model's init_cache."
+            )
+    _check_room(cache, batch_seq)
+
+
+def _check_room(cache: DecoderCache, batch_seq: tuple[int, ...]) -> None:
     *batch, seq = batch_seq
     *cache_batch, slots = cache.valid.shape
     if cache_batch != batch:

@@ -1,11 +1,21 @@
-"""What is given to a model, and its conversion to what the encoder works with."""
+"""What is given to a model: its checks, and its conversion to what the encoder works with."""
 
 from typing import TypedDict
 
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..checks import AttentionMask, check_mask
+from ..checks import (
+    AttentionMask,
+    check_array,
+    check_broadcasts,
+    check_ids,
+    check_mask,
+    check_shape,
+)
+from ..config import BertConfig
 from ..nn import Size, align_trailing, causal_mask, key_mask, pair_mask
 from ..outputs import DecoderCache
 
@@ -59,3 +69,59 @@ def attention_mask_for_scores(
         return causality
     mask = key_mask(may_attend) if may_attend.ndim == len(batch_seq) else pair_mask(may_attend)
     return mask if causality is None else mask & align_trailing(causality, mask)
+
+
+def check_length(seq: Size, config: BertConfig, *, are_side_by_side: bool) -> None:
+    """**Raises:** `ValueError` if there are no tokens, or more than positions, unless those that
+    are side by side share them.
+    """
+    limit = config.max_position_embeddings
+    if seq > limit and not are_side_by_side:
+        raise ValueError(
+            f"The sequence has {seq} tokens, but this model has positions for {limit} "
+            "(max_position_embeddings). Truncate it or split it into windows."
+        )
+    if seq == 0:
+        raise ValueError("The sequence is empty: input_ids must have at least one token.")
+
+
+def check_positions(position_ids: object, config: BertConfig, batch_seq: tuple[Size, ...]) -> None:
+    """**Raises:** `ValueError` if there is no such position, or there are not as many as tokens."""
+    limit = config.max_position_embeddings
+    check_ids("position_ids", position_ids, limit, "max_position_embeddings")
+    check_broadcasts("position_ids", position_ids, batch_seq)
+
+
+def check_counted_positions(positions: Int[Array, "*batch seq"], config: BertConfig) -> None:
+    """**Raises:** `ValueError` if there are more than the model has, where that is known."""
+    if isinstance(positions, jax.core.Tracer):
+        return
+    last, limit = int(jnp.max(positions)), config.max_position_embeddings
+    if last >= limit:
+        raise ValueError(
+            f"With these tokens there would be {last + 1} in a row, but this model has positions "
+            f"for {limit} (max_position_embeddings)."
+        )
+
+
+def check_segments(
+    segment_ids: object,
+    attention_mask: AttentionMask,
+    cache: DecoderCache | None,
+    batch_seq: tuple[Size, ...],
+) -> None:
+    """**Raises:** `ValueError` if there is not one for each token, or something that does not go
+    with them.
+    """
+    check_array("segment_ids", segment_ids, np.integer, "integers")
+    check_shape("segment_ids", segment_ids, batch_seq)
+    if attention_mask is not None:
+        raise ValueError(
+            "Give either attention_mask or segment_ids; both were given. Padding is what has the "
+            "segment 0."
+        )
+    if cache is not None:
+        raise ValueError(
+            "segment_ids was given with a cache, in which each row is one sequence. Decode "
+            "sequences in rows of their own."
+        )
