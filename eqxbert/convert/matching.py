@@ -23,12 +23,22 @@ from .ties import Found, settle_ties
 
 
 def named_arrays(module: eqx.Module) -> dict[str, Any]:
-    """The arrays of a module, in the order of its leaves, under their PyTorch names."""
+    """The arrays of a module, in the order of its leaves, under their PyTorch names.
+
+    **Raises:** `ValueError` if there is one that has none, as of adapters.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(module)
-    return {
-        path_to_name(jax.tree_util.keystr(path, simple=True, separator=".")): leaf
-        for path, leaf in leaves
-    }
+    arrays = {}
+    for path, leaf in leaves:
+        text = jax.tree_util.keystr(path, simple=True, separator=".")
+        try:
+            arrays[path_to_name(text)] = leaf
+        except KeyError:
+            raise ValueError(
+                f"{text} has no name in a checkpoint of {type(module).__name__}. If the model has "
+                "adapters (LoRA), there are merge_lora and remove_lora, and save_lora for these."
+            ) from None
+    return arrays
 
 
 def without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,8 +173,8 @@ def _list(title: str, rows: list[str]) -> str:
 def _why_missing(report: LoadReport, missing: list[str]) -> str:
     if all(name.startswith("pooler.") for name in missing):
         return (
-            "The checkpoint was saved without a pooler. Pass add_pooling_layer=False to do without "
-            "one too, or key=jax.random.key(0) for an untrained one."
+            "The checkpoint was saved without a pooler. Pass key=jax.random.key(0) for an "
+            "untrained one; a BertModel can do without, too (add_pooling_layer=False)."
         )
     if missing == [DECODER_WEIGHT]:
         return (

@@ -32,7 +32,7 @@ class LoadReport:
     tied: the decoder's, which is that of the word embeddings.
     """
     overridden: tuple[str, ...] = ()
-    """Those of the tied whose values were others, and were not used."""
+    """Names among `tied` whose values differed; they were not used."""
     not_finite: tuple[str, ...] = ()
     """Names of the model's arrays that hold NaN or infinity, in the dtype that was asked for."""
 

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -32,16 +33,17 @@ def staged_folder(folder: str | PathLike[str]) -> Iterator[Path]:
     # Where the files will be on the disk that they will stay on: only there is renaming atomic.
     place = folder.parent if is_new else folder
     place.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=place))
+    staging = place / _hidden_name(folder.name)
+    staging.mkdir()
+    permissions = stat.S_IMODE(staging.stat().st_mode) & 0o666
     try:
         yield staging
         files = [path for path in staging.rglob("*") if path.is_file()]
         for path in files:
-            path.chmod(0o666 & ~_umask())  # some writers make files for their owner alone
+            path.chmod(permissions)  # some writers make files for their owner alone
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if is_new:
-            staging.chmod(0o777 & ~_umask())
             staging.rename(folder)
             _sync(folder.parent)
         else:
@@ -99,16 +101,15 @@ def staged_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
     vanishes, and a file that had the name stays.
     """
     path = Path(path).expanduser().absolute()
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    staging = path.parent / _hidden_name(path.name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with staging.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(descriptor)
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
+            os.fsync(file.fileno())
+        staging.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
@@ -130,8 +131,6 @@ def _old_weights(folder: Path) -> set[Path]:
     return {Path(path.name) for path in folder.iterdir() if _WEIGHT_FILE.fullmatch(path.name)}
 
 
-def _umask() -> int:
-    """The permissions that new files do not get. (It can only be read by setting it.)"""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def _hidden_name(name: str) -> str:
+    """A name that nothing else has, for what will have another one."""
+    return f".{name}.{secrets.token_hex(8)}.part"

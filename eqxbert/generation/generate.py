@@ -50,7 +50,7 @@ def generate(
 
     The program is compiled once for each batch size, bucket of the prompts' lengths, number of
     tokens (and of tokens of `encoder_hidden_states`) and set of options; other prompts then run at
-    once. Padding does not count for the bucket, but with `max_length`, of which it is a part: then
+    once. Padding does not count for the bucket, except with `max_length`, which includes it: then
     the bucket of the lengths with padding counts as well.
 
     **Arguments:**
@@ -65,8 +65,8 @@ def generate(
         them (padding included). One of the two is needed.
     - `encoder_hidden_states`, `encoder_attention_mask`: what a `BertForCausalLM` with
         cross-attention attends to.
-    - `key`: for sampling: one PRNG key for each row, of shape `*batch`, on which alone it depends
-        what is drawn for the row; or a single one, from which each row of a batch gets its own.
+    - `key`: for sampling: one PRNG key for each row, of shape `*batch`; what is drawn for a row
+        depends on its key alone. Or a single one, from which each row of a batch gets its own.
     - `options`: `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p` and all other fields of
         `GenerationOptions`, which describes them. What a checkpoint's `generation_config.json`
         says is read by `GenerationOptions.from_pretrained`.

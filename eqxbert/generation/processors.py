@@ -25,9 +25,8 @@ Processor = Callable[[Ids, Logits, Step], Logits]
 
 
 class ById:
-    """A processor that equals none but itself, whatever its class makes of equality. Programs are
-    found by the options they were compiled for, and some classes, such as Equinox's modules, would
-    compare arrays then.
+    """A processor that is compared by identity. Options are keys for compiled programs, and some
+    classes, such as Equinox's modules, would compare arrays.
     """
 
     def __init__(self, process: Processor):
@@ -181,6 +180,6 @@ def _last(ids: Ids, count: int) -> Int[Array, "batch count"]:
     """
     slots = jnp.arange(ids.shape[1])
     end = jnp.max(jnp.where(jnp.any(ids >= 0, axis=0), slots + 1, 0))
-    # Where there are fewer, the slots before are moved into: the window then is of other tokens
-    # than the last, but begins in padding, which equals no token.
+    # With fewer tokens than `count`, the window is of the first slots. It then has padding in it,
+    # which equals no token.
     return lax.dynamic_slice_in_dim(ids, jnp.maximum(end - count, 0), count, axis=1)

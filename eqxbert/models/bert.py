@@ -96,8 +96,9 @@ class BertModel(OneBertModel):
         """
         if not isinstance(config, BertConfig):
             raise ValueError(
-                f"config must be a BertConfig, got {type(config).__name__}; there are "
-                "BertConfig.from_dict and BertConfig.from_pretrained."
+                f"config must be an eqxbert.BertConfig, got {type(config).__module__}."
+                f"{type(config).__name__}; there are BertConfig.from_pretrained and, for "
+                "transformers' `config.to_dict()`, BertConfig.from_dict."
             )
         embeddings_key, encoder_key, pooler_key = jax.random.split(key, 3)
         self.embeddings = Embeddings(config, key=embeddings_key)
@@ -147,7 +148,8 @@ class BertModel(OneBertModel):
             other: a number for each sequence, and 0 for padding. Each attends to itself alone, and
             its positions begin at 0, so that its outputs are as if it were alone (those for whole
             rows, such as `pooler_output`, are of the first). Rows may then be longer than
-            `config.max_position_embeddings`. `eqxbert.training.pack_sequences` makes such rows.
+            `config.max_position_embeddings`, unless positions are relative.
+            `eqxbert.training.pack_sequences` makes such rows.
         - `encoder_hidden_states`: an encoder's output, for a model with cross-attention
             (`config.add_cross_attention`). Without it, cross-attention is left out, unless the
             cache has the keys and values of an earlier call.

@@ -290,29 +290,31 @@ def _classifier(config: BertConfig, classes: int, *, key: PRNGKeyArray) -> Linea
     return Linear(config.hidden_size, classes, initializer_range=config.initializer_range, key=key)
 
 
+def is_regression(config: BertConfig) -> bool:
+    """Whether a model for sequences predicts numbers, not classes."""
+    return config.problem_type == "regression" or (
+        config.problem_type is None and config.num_labels == 1
+    )
+
+
 def _sequence_loss(
     logits: Float[Array, "*batch classes"],
     labels: Shaped[Array | np.ndarray, "..."],
     config: BertConfig,
 ) -> Float[Array, ""]:
     *batch, classes = logits.shape
-    problem_type = config.problem_type
     if not (hasattr(labels, "dtype") and labels.dtype == bool):
         check_array("labels", labels, (np.floating, np.integer), "numbers")
-    if problem_type is None:
-        if classes == 1:
-            problem_type = "regression"
-        elif jnp.issubdtype(labels.dtype, np.integer):
-            problem_type = "single_label_classification"
-        else:
-            problem_type = "multi_label_classification"
-    if problem_type == "single_label_classification":
-        check_labels("labels", labels, classes, "num_labels", tuple(batch))
-        return cross_entropy(logits, labels)
-    if problem_type == "regression":
+    if is_regression(config):
         shapes = [tuple(batch), logits.shape] if classes == 1 else [logits.shape]
         check_shape("labels", labels, *shapes)
         return mean_squared_error(logits, jnp.reshape(labels, logits.shape))
+    are_classes = config.problem_type == "single_label_classification" or (
+        config.problem_type is None and jnp.issubdtype(labels.dtype, np.integer)
+    )
+    if are_classes:
+        check_labels("labels", labels, classes, "num_labels", tuple(batch))
+        return cross_entropy(logits, labels)
     check_shape("labels", labels, logits.shape)
     if not isinstance(labels, jax.core.Tracer):
         values = np.asarray(labels).astype(np.float64)

@@ -16,6 +16,7 @@ from ..encoder_decoder_config import EncoderDecoderConfig
 from ..nn import IGNORED_LABEL, Linear, cross_entropy, split_key
 from ..outputs import BertModelOutput, DecoderCache, Seq2SeqLMOutput
 from .bert import BertModel
+from .cache import BatchShape
 from .language_modeling import BertForCausalLM
 from .pretrained import PretrainedModel
 
@@ -130,7 +131,7 @@ class EncoderDecoderModel(PretrainedModel):
         states = self.enc_to_dec_proj(out.last_hidden_state)
         return eqx.tree_at(lambda out: out.last_hidden_state, out, states)
 
-    def init_cache(self, batch: int | tuple[int, ...], max_length: int) -> DecoderCache:
+    def init_cache(self, batch: BatchShape, max_length: int | np.integer) -> DecoderCache:
         """As `BertModel.init_cache`, of the decoder."""
         return self.decoder.init_cache(batch, max_length)
 

@@ -96,7 +96,7 @@ def check_counted_positions(positions: Int[Array, "*batch seq"], config: BertCon
     """**Raises:** `ValueError` if there are more than the model has, where that is known."""
     if isinstance(positions, jax.core.Tracer):
         return
-    last, limit = int(jnp.max(positions)), config.max_position_embeddings
+    last, limit = int(jnp.max(positions, initial=0)), config.max_position_embeddings
     if last >= limit:
         raise ValueError(
             f"With these tokens there would be {last + 1} in a row, but this model has positions "

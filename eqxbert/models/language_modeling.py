@@ -19,6 +19,7 @@ from ..nn import (
 )
 from ..outputs import BertForPreTrainingOutput, CausalLMOutput, DecoderCache, MaskedLMOutput
 from .bert import BertModel
+from .cache import BatchShape
 from .inputs import BertOptions, DecoderOptions, shape_of_tokens
 from .next_sentence import next_sentence_loss
 from .task import TaskModel, pooled
@@ -251,7 +252,7 @@ class BertForCausalLM(TaskModel):
             cross_attentions=out.cross_attentions,
         )
 
-    def init_cache(self, batch: int | tuple[int, ...], max_length: int) -> DecoderCache:
+    def init_cache(self, batch: BatchShape, max_length: int | np.integer) -> DecoderCache:
         """As `BertModel.init_cache`."""
         return self.bert.init_cache(batch, max_length)
 

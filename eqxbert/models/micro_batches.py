@@ -14,7 +14,7 @@ from ..nn import platform
 
 T = TypeVar("T")
 
-# Several times as many are up to half as slow again, and thrice as slow where sequences are long.
+# With several times as many, each takes up to 1.5 times as long, or thrice in long sequences.
 _TOKENS = 1024
 # From this length on, attention's scores need the room in the cache of half the tokens.
 _LONG = 192
@@ -36,7 +36,7 @@ def number_of_parts(x: Float[Array, "*batch seq hidden"]) -> int:
         return 1
     if platform() != "cpu" or not isinstance(x, DynamicJaxprTracer):
         return 1
-    return -(-rows // max(1, tokens_in_cache(seq) // seq))
+    return max(1, -(-rows // max(1, tokens_in_cache(seq) // seq)))
 
 
 def in_parts(function: Callable[[Any], T], arguments: Any, parts: int, batch_ndim: int) -> T:

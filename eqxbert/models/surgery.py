@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=Any)
 
 
 def resize_token_embeddings(model: Model, num_tokens: int) -> Model:
-    """See `PretrainedModel.resize_token_embeddings`."""
+    """See `OneBertModel.resize_token_embeddings`."""
     config = model.config.replace(vocab_size=num_tokens)
     arrays = without_prefix(named_arrays(model))
     tables = {name for name in (WORDS, LM_BIAS, DECODER_WEIGHT) if name in arrays}
@@ -38,7 +38,7 @@ def _resized(table: Float[Array, "rows *row"], rows: int) -> Float[Array, "new_r
 
 
 def prune_heads(model: Model, heads: Mapping[int, Iterable[int]]) -> Model:
-    """See `PretrainedModel.prune_heads`."""
+    """See `OneBertModel.prune_heads`."""
     before = model.config
     arrays = without_prefix(named_arrays(with_config(model, before)))  # the two must agree
     pruned = {i: set(before.pruned_heads.get(i, ())) for i in range(before.num_hidden_layers)}

@@ -104,7 +104,7 @@ def _attend(
     head_factor = None if head_mask is None else head_mask[:, None, None]
     shape, kv_seq = query.shape, keys.shape[-2]
     if merges := platform() == "cpu" and accumulation_dtype(query) != query.dtype:
-        # Of products in half precision, XLA has those of one axis of matrices there.
+        # Products in half precision are fast there over a single axis of matrices alone.
         mask, bias, head_factor = (
             None if x is None else _merged(x, query) for x in (mask, bias, head_factor)
         )

@@ -42,7 +42,7 @@ def _kept(key: PRNGKeyArray, shape: tuple[int, ...], rate: float) -> Bool[Array,
 
 
 def key_words(key: PRNGKeyArray) -> Words:
-    """Two words of a key, whatever generator it is for; those of keys alike are not."""
+    """Two words of a key of any generator; those of similar keys are unrelated."""
     first = second = jnp.uint32(0x9E3779B9)
     for word in jax.random.key_data(key):
         first, second = _hashed(word ^ first, second), first
@@ -50,7 +50,7 @@ def key_words(key: PRNGKeyArray) -> Words:
 
 
 def row_words(words: Words, row: UInt32[Array, "*rows"]) -> Words:
-    """Two words for each row: no two have the same bits, or some that overlap."""
+    """Two words for each row, such that no two rows share random bits, or overlap in them."""
     first, second = words
     own = _mixed(row ^ first, second)
     return own, _hashed(row ^ second, _folded(own))

@@ -7,6 +7,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .numerics import as_int32
+
 
 class Embedding(eqx.Module):
     """A table whose row `i` is the vector of id `i`, as `torch.nn.Embedding`."""
@@ -41,6 +43,7 @@ class Embedding(eqx.Module):
         the nearest thing to an error that compiled code has (indexing would silently clamp it to
         the last row).
         """
+        ids = as_int32(ids)
         rows = (
             jnp.asarray(self.weight)
             .at[ids]
@@ -48,5 +51,5 @@ class Embedding(eqx.Module):
         )
         if self.padding_id is None:
             return rows
-        is_padding = (jnp.asarray(ids) == self.padding_id)[..., None]
+        is_padding = (ids == self.padding_id)[..., None]
         return jnp.where(is_padding, lax.stop_gradient(rows), rows)

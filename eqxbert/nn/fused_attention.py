@@ -143,7 +143,7 @@ def _with_rows_for_vmap(function: Callable[..., T]) -> Callable[..., T]:
     return mapped
 
 
-# Its derivative computes it again: what JAX would keep instead, a mapped function cannot hand on.
+# Its derivative computes it again: a `custom_vmap` function cannot hand on what JAX would keep.
 _forward, _backward = map(_with_rows_for_vmap, (_cudnn_forward, _cudnn_backward))
 _cudnn_attention = jax.custom_vjp(lambda *arguments: _forward(*arguments))
 _cudnn_attention.defvjp(

@@ -1,4 +1,6 @@
-"""Losses over labelled examples, numerically PyTorch's but for an empty batch: its loss is zero."""
+"""Losses over labelled examples, numerically PyTorch's; but the cross entropy of nothing is
+zero.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -19,11 +19,13 @@ def accumulation_dtype(x: Shaped[Array, "..."]) -> dtype:
 
 def as_int32(ids: Int[Array | np.ndarray, "*shape"]) -> Int32[Array, "*shape"]:
     """Integers as int32, in which they can be compared with any size. (A narrower dtype would make
-    the size wrap around; 64 bits, where JAX has none, the integers.)
+    the size wrap around.) Those beyond it become the nearest there is, which is no valid id either.
     """
+    bounds = np.iinfo(np.int32)
     if isinstance(ids, np.ndarray):
-        bounds = np.iinfo(np.int32)
         ids = np.clip(ids.astype(np.int64), bounds.min, bounds.max)
+    elif ids.dtype == jnp.int64:
+        ids = jnp.clip(ids, bounds.min, bounds.max)
     return jnp.asarray(ids, jnp.int32)
 
 

@@ -105,8 +105,8 @@ def _backward(
 
 
 def _transposed(matrix: Float[Array, "rows columns"]) -> Float[Array, "columns rows"]:
-    """XLA on CPU has fast products in half precision for operands in the order of their axes alone,
-    and would leave these as they are.
+    """The transpose. On CPU in memory as well: XLA has fast products in half precision only for
+    operands in the order of their axes, and would not copy this one by itself.
     """
     if platform() != "cpu":
         return matrix.T

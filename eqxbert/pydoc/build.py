@@ -159,7 +159,11 @@ def main() -> None:
     options = parser.parse_args()
     found = training_entries()
     texts = [f"{title(entry)} {entry.text[:CHARACTERS]}" for entry in found]
-    tokenizer = train_tokenizer(texts, vocab_size=VOCABULARY, max_length=SEQ)
+    vocabulary = options.checkpoints / "vocabulary"
+    if not vocabulary.exists():  # made again, it would be another one
+        with staged_folder(vocabulary) as staging:
+            train_tokenizer(texts, vocab_size=VOCABULARY, max_length=SEQ).write(staging)
+    tokenizer = Tokenizer.from_pretrained(vocabulary)
     print(
         f"{len(found)} functions, {sum(map(len, texts))} characters, {tokenizer.vocab_size} tokens"
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..config import BertConfig
 from ..models import BertModel
-from ..nn import Linear, accumulation_dtype, get_activation
+from ..nn import Activation, Linear, accumulation_dtype, get_activation
 
 
 class Pooling(eqx.Module):
@@ -167,7 +167,7 @@ class Dense(eqx.Module):
         self.use_residual = use_residual
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        y = get_activation(self.activation)(self.linear(x))
+        y = Activation(self.activation)(self.linear(x))
         if self.use_residual:
             y = y + (x if self.residual is None else self.residual(x))
         return y

@@ -22,6 +22,7 @@ from .run_folder import (
     begin_run,
     check_finite,
     fingerprint,
+    has_checkpoints,
     open_run,
     read_metrics,
     run_path,
@@ -130,8 +131,11 @@ def pretrain(
     dev_texts = None if dev is None else read_texts(dev)
     model_key, key = jax.random.split(jax.random.key(seed))
     if model is None:
-        tokenizer = train_tokenizer(
-            texts, vocab_size=vocab_size, lowercase=lowercase, max_length=seq
+        # Made again, it would be another one, for which the checkpoints are not.
+        tokenizer = (
+            Tokenizer.from_pretrained(folder)
+            if has_checkpoints(folder)
+            else train_tokenizer(texts, vocab_size=vocab_size, lowercase=lowercase, max_length=seq)
         )
         config = BertConfig(
             vocab_size=tokenizer.vocab_size,
@@ -166,6 +170,9 @@ def pretrain(
     evaluate = None if dev_texts is None else masked_text_metrics(batches_of(dev_texts))
     optimizer = adamw(learning_rate, total_steps=steps, warmup=warmup, weight_decay=weight_decay)
     checkpoints = begin_run(folder, settings)
+    if model is None:
+        with staged_folder(folder) as staging:
+            tokenizer.write(staging)
     logger.info("%d texts, %d tokens", len(texts), batches.tokens)
     result = fit(
         untrained,
@@ -182,9 +189,8 @@ def pretrain(
         progress=shows_progress(progress),
     )
     metrics: dict[str, Any] = {"step": steps, "loss": result.history[-1]["loss"]}
-    if result.evaluations:
-        best = min(result.evaluations, key=lambda record: record["loss"])
-        metrics = best | {"evaluations": result.evaluations}
+    if result.best is not None:
+        metrics = result.best | {"evaluations": result.evaluations}
     check_finite(result.model, metrics, folder)
     with staged_folder(folder) as staging:
         write_model(result.model, staging)

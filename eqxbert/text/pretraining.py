@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..nn import as_int32
 from ..training.batches import batch_indices, check_count, host_rows
 from ..training.loss import count_labels
 from ..training.masking import continuation_pieces, mask_tokens
@@ -171,7 +172,7 @@ def _count(
     out = model(**batch)
     assert out.loss is not None
     total = count_labels(batch["labels"])
-    right = jnp.sum(jnp.argmax(out.logits, axis=-1) == jnp.asarray(batch["labels"]))
+    right = jnp.sum(as_int32(jnp.argmax(out.logits, axis=-1)) == as_int32(batch["labels"]))
     return total, out.loss * total.astype(out.loss.dtype), right
 
 

@@ -93,6 +93,11 @@ def begin_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> Path:
     return folder / CHECKPOINTS
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run has come so far that it has one to go on from."""
+    return (folder / CHECKPOINTS).is_dir() and any((folder / CHECKPOINTS).iterdir())
+
+
 def read_metrics(folder: str | PathLike[str]) -> dict[str, Any]:
     """The metrics in the folder of a run that has ended, with NaN for null."""
     return _with_nan(_read_json(Path(folder) / METRICS))

@@ -221,7 +221,9 @@ class Tokenizer:
 
 
 def pad_rows(rows: Sequence[np.ndarray], shape: tuple[int, int], value: int) -> np.ndarray:
-    """The rows as an array of this shape, with `value` after the end of each and of them all."""
+    """The rows as an array of this shape, with `value` after each, and whole rows of it
+    after all.
+    """
     padded = np.full(shape, value, np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row

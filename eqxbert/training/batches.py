@@ -136,8 +136,8 @@ def batch_indices(
     return np.concatenate(parts)
 
 
-# A batch may be of two epochs.
-@functools.lru_cache(maxsize=2)
+# A batch may be of two epochs; and by length, there are the orders of examples and of batches.
+@functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> Int64[np.ndarray, " size"]:
     """Not by `Generator.permutation`, which another version of NumPy may draw otherwise."""
     order = np.argsort(random_bits(ORDER, seed, epoch).random_raw(size), kind="stable")

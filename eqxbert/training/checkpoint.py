@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from .step import TrainState
 
@@ -121,7 +123,8 @@ class Checkpoints:
 
         **Arguments:**
 
-        - `like`: a state of the same model and optimizer, which says in what form it comes.
+        - `like`: a state of the same model and optimizer, whose structure, dtypes and devices
+            the result has.
 
         **Raises:** `ValueError` if it is of another model or optimizer, if there is none of `step`,
         or if it is damaged.
@@ -145,6 +148,7 @@ class Checkpoints:
             state = self._manager.restore(
                 step, args=args.Composite(state=args.StandardRestore(form))
             ).state
+        state = jax.tree.map(_committed_as, state, form)
         key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
         return Restored(eqx.tree_at(lambda s: s.key, state, key), notes)
 
@@ -202,6 +206,13 @@ class _LastAndBest:
         del context
         last = {checkpoint.step for checkpoint in checkpoints[-self.last :]}
         return [checkpoint.step in last | {self.best_step} for checkpoint in checkpoints]
+
+
+def _committed_as(x: Array, like: Array) -> Array:
+    """The array, bound to devices only if `like` is: a step's number, say, follows the model to
+    where that is.
+    """
+    return x if like.committed else jnp.array(np.asarray(x))
 
 
 def _with_key_data(state: TrainState) -> TrainState:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ..nn import cross_entropy, mean_squared_error, split_key
+from ..nn import accumulation_dtype, cross_entropy, mean_squared_error, split_key
 from .loss import Batch, WholeBatchLoss
 
 Texts = Mapping[str, Any]
@@ -114,7 +114,7 @@ def _vectors(
 
 
 def _normalised(x: Float[Array, "texts size"]) -> Float[Array, "texts size"]:
-    x = x.astype(jnp.float32)
+    x = x.astype(accumulation_dtype(x))
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 

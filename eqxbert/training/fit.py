@@ -40,12 +40,14 @@ class FitResult(NamedTuple):
     - `state`: the state after the last step.
     - `history`: the metrics of the training step, every `log_every` steps.
     - `evaluations`: those of each evaluation.
+    - `best`: those of the best model, None if there were no evaluations.
     """
 
     model: Any
     state: TrainState
     history: list[Record]
     evaluations: list[Record]
+    best: Record | None
 
 
 def fit(
@@ -76,16 +78,16 @@ def fit(
 ) -> FitResult:
     """Trains a model.
 
-    A run that was stopped, in whatever way, goes on from its last checkpoint as if nothing had
-    been: to the same bits, if the batches are the same.
+    A run that was stopped, in whatever way, resumes from its last checkpoint. With the same
+    batches, the result is the same in every bit as that of a run that was not stopped.
 
     **Arguments:**
 
     - `model`: what is trained. Its arrays are copied, it stays as it is.
     - `train`: batches, dictionaries of the model's arguments with labels: something that can be
-        gone through again for each epoch; or a function of the number of the step, with which a run
-        that was stopped goes on without making those before once more. (An epoch is as many as its
-        `len`, if it has one.) They are made ahead of time, in a thread of their own.
+        gone through again for each epoch; or a function from the number of a step to its batch, so
+        that a run that resumes need not make the batches before. (Its `len`, if it has one, is the
+        number of batches in an epoch.) They are made ahead of time, in a thread of their own.
     - `optimizer`: such as `adamw`.
     - `key`: a PRNG key, for dropout.
     - `steps`, `epochs`: how many updates, or how often to go through `train`. One is needed.
@@ -100,7 +102,8 @@ def fit(
     - `folder`: for checkpoints; None for none.
     - `save_every`: after how many steps one is written, besides those at evaluations and the end.
     - `keep`: how many of the last ones are kept, besides the best.
-    - `resume`: whether to go on from the last checkpoint in `folder`. If not, there must be none.
+    - `resume`: whether to go on from the last checkpoint in `folder`. If not, `folder` must have
+        none.
     - `callbacks`: functions of the state and the metrics, called every `log_every` steps and after
         each evaluation. One that raises `StopIteration` ends the training. They must not keep the
         state, whose memory is used again.
@@ -112,8 +115,9 @@ def fit(
 
     **Raises:** `ValueError` if arguments are out of range or contradict one another, if there are
     too few batches, if `best_metric` is not among an evaluation's metrics, or if the checkpoint is
-    of another model; `FloatingPointError` if the gradients of 100 steps in a row, or of all steps,
-    were not finite. (If those of some were not, a warning says so.)
+    of another model, or of a later step than the last one; `FloatingPointError` if the gradients of
+    100 steps in a row, or of all steps, were not finite. (If those of some were not, a warning says
+    so.)
     """
     epoch = _length(train)
     total = _total_steps(epoch, steps, epochs)
@@ -150,6 +154,11 @@ def fit(
                 state = restored.state
                 log.read(restored.notes)
         number = int(state.step)
+        if number > total:
+            raise ValueError(
+                f"The last checkpoint in {folder} is of step {number}, and there are to be {total} "
+                "steps. Give more steps, or a new folder."
+            )
         is_over = log.has_waited(patience)
         bar = stack.enter_context(_progress_bar(progress, number, total))
         batches = stack.enter_context(
@@ -190,7 +199,7 @@ def fit(
             best = checkpoints.restore(state, log.best_step)
             assert best is not None
             best_model = best.state.model
-    return FitResult(best_model, state, log.history, log.evaluations)
+    return FitResult(best_model, state, log.history, log.evaluations, log.best)
 
 
 def _check_skipped(state: TrainState) -> None:
@@ -331,11 +340,14 @@ class _Log:
                 f"{', '.join(sorted(metrics)) or 'no metrics'}."
             )
         record: Record = {"step": step} | metrics
-        best = [r for r in self.evaluations if r["step"] == self.best_step]
-        if not best or self._goodness(record) > self._goodness(best[0]):
+        if self.best is None or self._goodness(record) > self._goodness(self.best):
             self.best_step = step
         self.evaluations.append(record)
         return record
+
+    @property
+    def best(self) -> Record | None:
+        return next((r for r in self.evaluations if r["step"] == self.best_step), None)
 
     def _goodness(self, record: Record) -> float:
         """The more, the better; NaN is worst of all."""

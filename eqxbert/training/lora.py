@@ -187,8 +187,8 @@ def merge_lora(model: Model) -> Model:
     def merge(name: str, adapted: LoRALinear) -> Linear:
         del name
         old, new = adapted.base.weight, adapted.weight
-        # Of two that are equal, the one that has not been through a sum, which loses the sign of a
-        # zero, and numbers next to zero.
+        # Where they are equal, the old bits: the sum loses the sign of a zero, and may lose
+        # numbers next to zero.
         new = jnp.where(new == old, old, new)
         return eqx.tree_at(lambda linear: linear.weight, adapted.base, new)
 

@@ -368,11 +368,21 @@ def _unsupported_settings(config: Mapping[str, Any]) -> list[str]:
             f"init_lora_weights = {initializer!r}, which changes the base weights; when it saves, "
             "PEFT makes plain adapters of such (path_initial_model_for_weight_conversion)"
         )
-    alphas = config.get("lora_alpha", 8), *(config.get("alpha_pattern") or {}).values()
+    patterns = config.get("alpha_pattern") or {}
+    problems += [f"alpha_pattern has {p!r}; a pattern is" for p in patterns if not _is_regex(p)]
+    alphas = config.get("lora_alpha", 8), *patterns.values()
     problems += [
         f"lora_alpha = {a!r}; a number is" for a in alphas if not isinstance(a, int | float)
     ]
     return problems
+
+
+def _is_regex(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _alpha(config: Mapping[str, Any], name: str) -> float | int:

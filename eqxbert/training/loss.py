@@ -7,8 +7,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..models.classification import is_regression
 from ..nn import IGNORED_LABEL, as_int32, cross_entropy
-from ..outputs import BertForPreTrainingOutput, CausalLMOutput, QuestionAnsweringModelOutput
+from ..outputs import (
+    BertForPreTrainingOutput,
+    CausalLMOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+)
 
 Batch = Mapping[str, Any]
 """The arguments of a model by their names, with a leading axis of examples."""
@@ -30,7 +36,7 @@ class MeanLoss(NamedTuple):
 
 LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], Any]
 """A function `(model, batch, key)` that returns the loss: a mean over the examples; or a `MeanLoss`
-where they have different numbers of labels, or a tuple of these, which are added.
+where they have different numbers of labels, or a tuple of such, which are added.
 """
 
 
@@ -75,7 +81,9 @@ def model_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[Mean
     if isinstance(out, QuestionAnsweringModelOutput):
         starts, ends = batch["start_positions"], batch["end_positions"]
         return _position_loss(out.start_logits, starts), _position_loss(out.end_logits, ends)
-    if isinstance(out, BertForPreTrainingOutput) and {"labels", "next_sentence_label"} <= {*batch}:
+    if isinstance(out, BertForPreTrainingOutput) and all(
+        batch.get(name) is not None for name in ("labels", "next_sentence_label")
+    ):
         is_next = batch["next_sentence_label"]
         of_pairs = cross_entropy(out.seq_relationship_logits, as_int32(is_next))
         assert out.loss is not None
@@ -85,7 +93,9 @@ def model_loss(model: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[Mean
             MeanLoss(out.loss - of_pairs, count_labels(batch["labels"])),
             MeanLoss(of_pairs, count_labels(is_next)),
         )
-    labels = next(batch[name] for name in _LABELS if name in batch)
+    labels = next(batch[name] for name in _LABELS if batch.get(name) is not None)
+    if isinstance(out, SequenceClassifierOutput) and is_regression(model.config):
+        return (MeanLoss(out.loss, jnp.asarray(labels.size, jnp.int32)),)
     if isinstance(out, CausalLMOutput):
         labels = labels[..., 1:]  # of the first token there is no prediction
     return (MeanLoss(out.loss, count_labels(labels)),)
@@ -105,11 +115,13 @@ def as_means(loss: Any) -> tuple[MeanLoss, ...]:
     if isinstance(loss, MeanLoss):
         return (loss,)
     if isinstance(loss, tuple):
-        if not loss:
+        if not loss or not all(isinstance(part, MeanLoss) for part in loss):
+            kinds = ", ".join(type(part).__name__ for part in loss) or "nothing"
             raise ValueError(
-                "The loss function returned an empty tuple: there is nothing to train."
+                f"The loss function returned a tuple of {kinds}. It returns the loss, or a tuple "
+                "of MeanLoss, which are added; what else it finds cannot be returned."
             )
-        return tuple(one for part in loss for one in as_means(part))
+        return loss
     return (MeanLoss(loss, jnp.ones((), jnp.int32)),)
 
 

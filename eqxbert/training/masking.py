@@ -43,7 +43,7 @@ def mask_tokens(
     - `mask_id`, `pad_id`: the tokens that stand for a masked one and for none.
     - `special_ids`: the other tokens that are never chosen, and never drawn at random: those of
         [CLS] and [SEP], and any more.
-    - `seed`, `step`: other tokens are chosen for each pair of them.
+    - `seed`, `step`: each pair of them chooses other tokens.
     - `first_row`: the place of the first row in the whole batch, if this is a part of it.
     - `rate`: the share of tokens that is chosen, above 0 and below 1.
     - `slots`: how many tokens of a row are chosen at most. None: what `rate` makes of a full row.

@@ -68,6 +68,8 @@ def adamw(
     _check_shares(b1=b1, b2=b2)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}.")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be at least 0 and finite, got {eps}.")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay}.")
     if max_grad_norm is not None and not max_grad_norm > 0:
@@ -151,7 +153,7 @@ def learning_rate_schedule(
 
 def _inverse_sqrt(highest: float, start: int, final: float) -> Schedule:
     def rate(count: Any) -> Any:
-        count = jnp.maximum(count, 0)  # those before it are asked for too, and not used
+        count = jnp.maximum(count, 0)  # optax asks for those before it, too
         return jnp.maximum(highest * jnp.sqrt(start / (count + start)), final)
 
     return rate
@@ -200,8 +202,8 @@ def _is_embedding(path: tuple[Any, ...]) -> bool:
 def global_norm(tree: PyTree) -> Float[Array, ""]:
     """The norm of all arrays in a tree, taken together.
 
-    `optax.tree.norm` but for this: vectors are joined first. There are so many of them that a sum
-    for each is a tenth of what there is to compile for a step.
+    `optax.tree.norm` but for this: vectors are joined first. There are so many that a sum for
+    each would take a tenth of the time in which a step is compiled.
     """
     leaves = [x.astype(accumulation_dtype(x)) for x in jax.tree.leaves(tree)]
     vectors = [jnp.ravel(x) for x in leaves if x.ndim < 2]
@@ -248,7 +250,9 @@ def _scale_by_depth(factor: float) -> optax.GradientTransformation:
 
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
+        # Those of parameters that do not train, which are None, count as well.
+        leaves, _ = jax.tree_util.tree_flatten_with_path(updates, is_leaf=lambda x: x is None)
+        paths = [path for path, _ in leaves]
         layers = [number for path in paths if (number := _layer(path)) is not None]
         depth = 1 + max(layers, default=-1)
 

@@ -56,7 +56,7 @@ def sentence_pairs(
     - `documents`: for each, its sentences in their order; for each sentence, its token ids, without
         special ones.
     - `seq`: the greatest number of tokens in a row, with [CLS] and two [SEP]; at least 5.
-    - `seed`, `epoch`: other pairs are made for each two of them.
+    - `seed`, `epoch`: each combination makes other pairs.
     - `short_rate`: the probability with which a document's rows aim at a smaller number of tokens,
         drawn for that document, so that models see short rows as well.
     - `random_rate`: see above.

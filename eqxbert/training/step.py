@@ -13,7 +13,7 @@ from jax import core, lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray, PyTree
 
 from ..models.checkpointing import Policy, checkpoint_layers
-from ..nn import platform
+from ..nn import accumulation_dtype, platform
 from .loss import (
     Batch,
     LossFunction,
@@ -42,8 +42,8 @@ _COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     # Where XLA weighs products of its own against cuBLAS's, the latter no longer add the biases.
     "gpu": {"xla_gpu_enable_triton_gemm": False},
 }
-# By barriers, JAX keeps compilers from noticing that a checkpointed layer is computed twice, and
-# computing it once. They would be taken out too early.
+# JAX puts barriers between the two computations of a checkpointed layer, so that XLA does not make
+# them one. By default XLA takes them out too early.
 _KEEP_BARRIERS: dict[str, Any] = {
     "xla_disable_hlo_passes": "optimization-barrier-expander,cse_barrier_expander",
 }
@@ -93,8 +93,17 @@ class TrainState(eqx.Module):
             as `freeze` makes; None for all.
         - `scale_loss`: for float16, whether the loss is scaled.
 
-        **Raises:** `ValueError` if `trainable` is of another structure, or nothing trains.
+        **Raises:** `ValueError` if the model has leaves that are no arrays, `trainable` is of
+        another structure, or nothing trains.
         """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+            if not eqx.is_array(leaf):
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ValueError(
+                    f"{name} of the model is no array, but {leaf!r:.100}. What does not train "
+                    "belongs in a static field (eqx.field(static=True)), or outside of the model; "
+                    "a number that trains, in an array."
+                )
         if trainable is not None:
             if jax.tree.structure(trainable) != jax.tree.structure(model):
                 raise ValueError(
@@ -124,19 +133,20 @@ def make_train_step(
     dtype: DTypeLike | None = None,
     remat: bool | Policy = False,
 ) -> "TrainStep":
-    """A compiled function that takes a state and a batch, and returns the state after it, and what
-    there is to tell of it. The memory of the state that it is given is used again.
+    """A compiled function that takes a state and a batch, and returns the next state and the step's
+    metrics. The state that it is given is used up: its memory is that of the next.
 
     **Arguments:**
 
     - `optimizer`: as in `TrainState.create`, such as `adamw`.
-    - `loss`: what is minimised; by default, the loss that the model returns for the labels in the
-        batch.
+    - `loss`: what is minimised: a function `(model, batch, key)` that returns a number, the mean
+        over the examples; or a `MeanLoss`, or a tuple of these, which are added. By default, the
+        loss that the model returns for the labels in the batch.
     - `accumulate`: in how many parts, one after the other, a batch is computed: less memory, the
         same gradients. A mean over labels remains one over those of the whole batch, however many
         there are in each part. None for what is fastest: with the models' own loss on a CPU,
-        parts that stay in the processor's cache; the whole otherwise. A loss that holds examples
-        against one another is another one in parts; `contrastive_loss` has `chunk_size` instead.
+        parts that stay in the processor's cache; the whole otherwise. A loss that compares examples
+        with one another would change in parts; `contrastive_loss` has `chunk_size` instead.
     - `dtype`: what is computed in, such as `jnp.bfloat16`; parameters, gradients and optimizer
         stay in that of the parameters. None for theirs. float16 wants `scale_loss` in the state.
     - `remat`: whether layers are computed again for their gradients, instead of being kept; or, for
@@ -226,7 +236,7 @@ class TrainStep:
         )
         self._function = function
 
-    # A batch of another kind is told of in the words of `check_batch`.
+    # `Any`, so that a batch of a wrong type comes to `check_batch`, whose words are clearer.
     def __call__(self, state: TrainState, batch: Batch | Any) -> tuple[TrainState, Metrics]:
         """The state after the step, and its metrics. They may still be being computed: to use a
         number waits for it, and raises what has gone wrong (such as an `eqx.error_if` in a loss).
@@ -333,11 +343,12 @@ def _loss_and_gradients(
 
     def add(total: PyTree, inputs: Any) -> tuple[PyTree, Float[Array, ""]]:
         (_, value), gradients = differentiate(trained, *inputs)
-        return jax.tree.map(jnp.add, total, gradients), value
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), value
 
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    gradients, values = lax.scan(add, zeros, (split, keys, weights))
-    return jnp.sum(values), unscaled(gradients)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulation_dtype(x)), trained)
+    total, values = lax.scan(add, zeros, (split, keys, weights))
+    gradients = jax.tree.map(lambda t, x: t.astype(x.dtype), unscaled(total), trained)
+    return jnp.sum(values), gradients
 
 
 def _usual_parts(batch: Batch) -> int:

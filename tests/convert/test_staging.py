@@ -115,3 +115,19 @@ def test_a_path_that_goes_up_and_down_again(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "a" / ".." / "b") as staging:
         (staging / "x").write_bytes(b"new")
     assert contents(tmp_path) == {"b/x": b"new"}
+
+
+def test_the_permissions_of_other_threads_files_are_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they would be by `os.umask`, which is of the whole process."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("was called"))
+    with staged_file(tmp_path / "a.txt") as file:
+        file.write(b"new")
+    for _ in range(2):
+        with staged_folder(tmp_path / "folder") as folder:
+            (folder / "b.txt").touch(0o600)
+    plain = tmp_path / "plain"
+    plain.touch()
+    for path in (tmp_path / "a.txt", tmp_path / "folder" / "b.txt"):
+        assert path.stat().st_mode == plain.stat().st_mode

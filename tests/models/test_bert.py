@@ -256,3 +256,11 @@ def test_layers_can_be_replaced_and_dropped(model):
     states = model(**inputs, output_hidden_states=True).hidden_states
     shorter = eqx.tree_at(lambda m: m.encoder.layers, model, model.encoder.layers[:1])
     assert np.array_equal(shorter(**inputs).last_hidden_state, states[1])
+
+
+@pytest.mark.parametrize("how", [{}, {"segment_ids": np.zeros((0, 4), np.int32)}])
+def test_no_rows(key, how):
+    model = eqxbert.BertModel(tiny_config(), key=key)
+    for call in (eqxbert.BertModel.__call__, jax.jit(eqxbert.BertModel.__call__)):
+        out = call(model, np.zeros((0, 4), np.int32), **how)
+        assert out.last_hidden_state.shape == (0, 4, 12)

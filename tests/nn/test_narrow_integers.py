@@ -52,3 +52,16 @@ def test_a_masked_position_out_of_range_makes_the_loss_nan_even_without_a_label(
     assert np.isfinite(loss(jnp.array([[1, 0]])))
     for wrong in (-1, 7, 99):
         assert np.isnan(loss(jnp.array([[1, wrong]])))
+
+
+def test_ids_beyond_32_bits_are_none_of_the_table(key):
+    """With 64 bits enabled, compiled: ids and labels that would wrap around to 1."""
+    model = eqxbert.BertForTokenClassification(tiny_config(), key=key)
+    ids, labels, beyond = np.ones((1, 7), np.int64), np.ones((1, 7), np.int64), 2**32 + 1
+    with jax.enable_x64(True):
+        call = jax.jit(lambda ids, labels: model(ids, labels=labels))
+        assert np.isfinite(call(ids, labels).loss)
+        for place in (ids, labels):
+            place[0, 2] = beyond
+            assert np.isnan(call(ids, labels).loss)
+            place[0, 2] = 1

@@ -16,6 +16,7 @@ from text.tiny import HIDDEN
 from tolerances import FLOAT32
 
 import eqxbert
+from eqxbert.nn import get_activation
 from eqxbert.text import Dense, Normalize
 
 ACTIVATIONS = [
@@ -102,3 +103,14 @@ def test_normalize_sums_bfloat16_in_float32():
     y = Normalize()(x)
     assert y.dtype == jnp.bfloat16
     assert max_difference(y, np.full(1024, 1 / 32)) == 0
+
+
+@pytest.mark.parametrize("activation", ["gelu", "sigmoid", "silu", "mish"])
+def test_dense_applies_its_activation_in_float32(key, activation):
+    """In bfloat16, the sum of the map is rounded, and the result; nothing in between."""
+    dense = Dense(16, 256, activation=activation, key=key)
+    dense = jax.tree.map(lambda x: x.astype(jnp.bfloat16), dense)
+    x = jax.random.normal(key, (64, 16), jnp.bfloat16)
+    summed = dense.linear(x)
+    expected = get_activation(activation)(summed.astype(jnp.float32)).astype(jnp.bfloat16)
+    assert np.array_equal(dense(x), expected)

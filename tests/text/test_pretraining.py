@@ -1,7 +1,9 @@
 """From bare text to a vocabulary, batches, and a model in a folder."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,8 +14,14 @@ from helpers import tiny_config
 
 import eqxbert
 from eqxbert.cli import main
-from eqxbert.text import MaskedTextBatches, masked_text_metrics, train_tokenizer
+from eqxbert.text import (
+    MaskedTextBatches,
+    masked_text_metrics,
+    pretrain as module,
+    train_tokenizer,
+)
 from eqxbert.text.pretrain import pretrain, read_texts
+from eqxbert.training import fit
 from eqxbert.training.loss import model_loss
 
 WORDS = ["parse", "write", "read", "open", "close", "the", "a", "file", "from", "string", "number"]
@@ -201,6 +209,36 @@ class TestPretrain:
         assert more["step"] == 5
         with pytest.raises(ValueError, match="holds another run: steps is 30 there and 5 here"):
             pretrain([text_file], out=out, dev=text_file, **options)
+
+    def test_a_run_that_was_stopped_goes_on_with_its_vocabulary(
+        self, text_file, tmp_path, monkeypatch
+    ):
+        """Of the same texts, `tokenizers` makes other vocabularies each time."""
+
+        def fit_and_stop(*args: Any, **options: Any) -> Any:
+            def stop(state: Any, record: Any) -> None:
+                raise KeyboardInterrupt
+
+            return fit(*args, **options | {"callbacks": [stop], "save_every": 2})
+
+        out = tmp_path / "model"
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "fit", fit_and_stop)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain([text_file], out=out, **SMALL)
+        before = (out / "tokenizer.json").read_bytes()
+        monkeypatch.setattr(module, "train_tokenizer", lambda *_, **__: pytest.fail("made again"))
+        assert pretrain([text_file], out=out, **SMALL)["step"] == 30
+        assert (out / "tokenizer.json").read_bytes() == before
+        assert {path.name for path in out.iterdir()} >= {"config.json", "metrics.json"}
+
+    def test_the_best_evaluation_is_not_one_that_is_nan(self, text_file, tmp_path, monkeypatch):
+        losses = iter([math.nan, 1.0, 2.0])
+        metrics = lambda model: {"loss": next(losses), "accuracy": 0.0}  # noqa: E731
+        monkeypatch.setattr(module, "masked_text_metrics", lambda batches: metrics)
+        monkeypatch.setattr(module, "_EVALUATE_EVERY", 10)
+        found = pretrain([text_file], out=tmp_path / "model", dev=text_file, **SMALL)
+        assert (found["step"], found["loss"]) == (20, 1.0)
 
     def test_command(self, text_file, tmp_path, capsys):
         out = tmp_path / "model"

@@ -183,3 +183,11 @@ def test_similarity_against_numpy(model):
     a, c = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in vectors)
     expected = np.mean((np.sum(a * c, axis=1) - batch["labels"]) ** 2)
     assert float(similarity_loss(model, batch, None)) == pytest.approx(expected, rel=FLOAT32)
+
+
+def test_float64_stays(model):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model)
+        batch = pairs("plain") | {"labels": np.array([1, 0.5, -1, 0])}
+        assert contrastive_loss()(wide, batch, None).dtype == jnp.float64
+        assert similarity_loss(wide, batch, None).dtype == jnp.float64

@@ -444,6 +444,13 @@ def test_a_checkpoint_of_another_model(tmp_path, model):
         run(model, folder=tmp_path / "run", steps=2, resume=False)
 
 
+def test_a_checkpoint_of_a_later_step(tmp_path, model):
+    run(model, folder=tmp_path / "run", steps=2)
+    message = "last checkpoint in .*run is of step 2, and there are to be 1 steps"
+    with pytest.raises(ValueError, match=message):
+        run(model, folder=tmp_path / "run", steps=1)
+
+
 def test_a_checkpoint_that_cannot_be_written(tmp_path, model):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises((OSError, ValueError)):
@@ -530,4 +537,40 @@ try:
     run(model, folder=FOLDER, save_every=4, log_every=1, callbacks=[fill])
 except OSError as error:
     print(error)
+"""
+
+
+def test_a_run_on_several_devices_resumes():
+    """The model on all of them, or on one that is not the first."""
+    result = run_python(DEVICES, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["ok", "ok"]
+
+
+DEVICES = """
+import tempfile
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import eqxbert
+from eqxbert.training import adamw, fit
+
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+config = eqxbert.BertConfig.tiny(num_hidden_layers=1)
+plain = eqxbert.BertForSequenceClassification(config, key=jax.random.key(0))
+batch = dict(input_ids=np.ones((4, 5), np.int32), labels=np.array([0, 1, 1, 0]))
+for place in (NamedSharding(mesh, PartitionSpec()), jax.devices()[1]):
+    model = jax.device_put(plain, place)
+
+    def run(steps, folder):
+        optimizer = adamw(1e-3, total_steps=4)
+        options = dict(key=jax.random.key(1), folder=folder, log_every=1, progress=False)
+        return fit(model, [batch] * 4, optimizer, steps=steps, **options)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(2, folder + "/one")
+        resumed, whole = run(4, folder + "/one"), run(4, folder + "/two")
+    assert resumed.history == whole.history
+    for one, two in zip(jax.tree.leaves(resumed.model), jax.tree.leaves(whole.model), strict=True):
+        assert np.array_equal(one, two) and one.sharding == two.sharding
+    print("ok")
 """

@@ -333,6 +333,19 @@ def test_a_model_has_adapters_once(tmp_path: Path, key):
         load_lora(adapted, tmp_path)
 
 
+def test_what_needs_names_of_a_checkpoint_says_what_to_do_about_adapters(tmp_path, key):
+    adapted = add_lora(eqxbert.BertForSequenceClassification(tiny_config(), key=key), key=key)
+    for call in (
+        lambda: adapted.save_pretrained(tmp_path / "model"),
+        lambda: adapted.prune_heads({0: [1]}),
+        lambda: adapted.with_labels(5, key=key),
+        lambda: eqxbert.convert.to_state_dict(adapted),
+    ):
+        with pytest.raises(ValueError, match=r"query\.base\.weight has no name .* merge_lora"):
+            call()
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     "function", [merge_lora, remove_lora, lora_filter, lambda m: save_lora(m, "/nowhere/at/all")]
 )
@@ -895,6 +908,7 @@ def test_a_pickle_of_older_versions(tmp_path: Path):
         ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
         ({"lora_alpha": "16"}, "lora_alpha = '16'; a number is"),
         ({"alpha_pattern": {"key": None}}, "lora_alpha = None"),
+        ({"alpha_pattern": {"*key": 4}}, r"alpha_pattern has '\*key'; a pattern is"),
     ],
     ids=str,
 )

@@ -107,6 +107,16 @@ class TestLayerDecay:
             moves = kind == "steps" or update.ndim == 2
             assert np.allclose(update, -0.5 * 0.8**depth * moves, rtol=B2, atol=0), name
 
+    def test_parameters_that_do_not_train_count(self, model):
+        """The last layer, for instance: those below have the rate that they had with it."""
+        optimizer = adamw(0.5, schedule="constant", layer_decay=0.5, weight_decay=0.0)
+        trainable = freeze(model, "bert.encoder.layers.2")
+        trained = eqx.filter(ones(model), trainable)
+        updates = updates_of(optimizer, trained, trained)
+        layers, words = updates.bert.encoder.layers, updates.bert.embeddings.word
+        assert np.allclose(layers[1].feed_forward.output.weight, -0.5 * 0.5**2, rtol=B2)
+        assert np.allclose(words.weight, -0.5 * 0.5**4, rtol=B2)
+
     def test_none_is_1(self, model):
         updates = [
             updates_of(adamw(0.5, schedule="constant", layer_decay=x), model, ones(model))
@@ -332,6 +342,8 @@ WRONG = [
         {"total_steps": None, "schedule": "constant", "warmup": 0.1},
         "'constant' with warmup 0.1 needs total_steps",
     ),
+    ({"eps": -1e-8}, "eps must be at least 0 and finite, got -1e-08"),
+    ({"eps": float("nan")}, "eps must be at least 0 and finite, got nan"),
     ({"warmup": -1}, "warmup must be a share .* got -1"),
     ({"warmup": 2.5}, "warmup must be a share .* got 2.5"),
     ({"warmup": 10}, "leaves no update after a warmup of 10"),

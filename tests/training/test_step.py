@@ -187,6 +187,30 @@ class TestAccumulation:
         assert float(metrics["loss"]) == pytest.approx(float(model(**batch).loss), rel=FLOAT32)
         jax.tree.map(lambda a, b: assert_close(a, b), state.model, whole)
 
+    def test_numbers_count_whatever_they_are(self, key):
+        """Also -100, which is no mark for what has no label in regression."""
+        config = tiny_config(**SMALL | {"num_labels": 1})
+        model = BertForSequenceClassification(config, key=key)
+        labels = np.array([-100, 5, 3, 1], np.int32)
+        batch = {"input_ids": np.ones((4, 3), np.int32), "labels": labels}
+        state = TrainState.create(model, optax.sgd(0.0), key=key)
+        losses = [
+            float(jax.jit(make_train_step(optax.sgd(0.0), accumulate=n))(state, batch)[1]["loss"])
+            for n in (1, 4)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=FLOAT32)
+
+    def test_gradients_in_half_precision_are_summed_in_float32(self, key):
+        """Each part's is 1/256 of the whole, half of which bfloat16 would lose next to 1."""
+
+        def loss(model: jax.Array, batch: Any, key: Any) -> jax.Array:
+            return jnp.mean(batch["x"] * model.astype(jnp.float32))
+
+        state = TrainState.create(jnp.zeros((), jnp.bfloat16), optax.sgd(1.0), key=key)
+        batch = {"x": np.ones(512, np.float32)}
+        state, _ = make_train_step(optax.sgd(1.0), loss=loss, accumulate=512)(state, batch)
+        assert float(state.model) == -1
+
     def test_without_any_label_nothing_changes(self, key):
         optimizer = adamw(RATE, schedule="constant", weight_decay=0.0)
         state = TrainState.create(Toy(key=key), optimizer, key=key)
@@ -305,7 +329,7 @@ USERS_LOSSES = {
     "tuple": (
         lambda model, batch, key: (
             weighted_loss(model, batch, key)._replace(share=0.3),
-            toy_loss(model, batch, key),
+            MeanLoss(toy_loss(model, batch, key), jnp.ones((), jnp.int32)),
         ),
         lambda model, batch: (
             0.3 * weighted_loss(model, batch, None).mean + toy_loss(model, batch, None)
@@ -669,6 +693,20 @@ class TestBatches:
                 call(state, batch)
         with pytest.raises(ValueError, match="A batch must be a dictionary"):
             make_eval_step()(state.model, batch)
+
+    @pytest.mark.parametrize(
+        ("returned", "kinds"), [((1.0, {"a": 2}), "float, dict"), ((), "nothing")]
+    )
+    def test_a_loss_has_nothing_besides(self, key, returned, kinds):
+        state = TrainState.create(Toy(key=key), recipe(), key=key)
+        step = make_train_step(recipe(), loss=lambda *_: returned)
+        with pytest.raises(ValueError, match=f"returned a tuple of {kinds}. It returns the loss"):
+            step(state, toy_batch())
+
+    def test_leaves_that_are_no_arrays(self, key):
+        model = eqx.nn.MLP(2, 2, 2, 1, key=key)
+        with pytest.raises(ValueError, match=r"^activation of the model is no array, but <"):
+            TrainState.create(model, recipe(), key=key)
 
     def test_a_model_without_a_head_has_no_loss(self, key):
         state = TrainState.create(BertModel(tiny_config(**SMALL), key=key), recipe(), key=key)

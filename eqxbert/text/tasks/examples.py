@@ -98,20 +98,21 @@ def check_strings(example: Example, field: str) -> Sequence[str]:
 
 
 def class_number(label: Any, label2id: Mapping[str, int], source: str) -> int:
-    """The number of a class that is given by its name or by its number.
+    """The number of a class that is given by its name or, unless there are numbers among the names,
+    by its number.
 
     **Raises:** `ValueError` if there is no such class.
     """
-    if isinstance(label, str) and label in label2id:
-        return label2id[label]
-    if is_class_number(label) and int(label) < len(label2id):
+    name = str(label) if is_class_number(label) else label
+    if isinstance(name, str) and name in label2id:
+        return label2id[name]
+    has_numbers = any(map(is_class_number, label2id))
+    if is_class_number(label) and not has_numbers and int(label) < len(label2id):
         return int(label)
     names = sorted(label2id, key=label2id.__getitem__)
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    raise ValueError(
-        f"{source} has the label {label!r}. The model's labels are {shown}; or their numbers, 0 to "
-        f"{len(names) - 1}."
-    )
+    numbers = "" if has_numbers else f"; or their numbers, 0 to {len(names) - 1}"
+    raise ValueError(f"{source} has the label {label!r}. The model's labels are {shown}{numbers}.")
 
 
 # More classes than these are taken for numbers of something else.
@@ -138,8 +139,9 @@ def class_names(labels: Iterable[Any]) -> list[str]:
         return [str(number) for number in range(highest + 1)]
     for label in found:
         if not isinstance(label, str) or not label:
+            shown = ", ".join(list(dict.fromkeys(f"{x!r:.100}" for x in found))[:5])
             raise ValueError(
-                f"Labels must be names, or all of them numbers from 0 on; got {label!r:.100}."
+                f"Labels must be names, or all of them numbers from 0 on; they are {shown}."
             )
         check_text("a label", label)
     return sorted(set(found))

@@ -1,7 +1,6 @@
 """Fine-tuning from files to a folder, which is what the command line does."""
 
 import logging
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
@@ -199,9 +198,8 @@ def finetune(
         progress=shows_progress(progress),
     )
     metrics: dict[str, Any] = {"step": steps}
-    if result.evaluations:
-        best = max(result.evaluations, key=lambda record: _goodness(record[work.main_metric]))
-        metrics = best | {"evaluations": result.evaluations}
+    if result.best is not None:
+        metrics = result.best | {"evaluations": result.evaluations}
     check_finite(result.model, metrics, folder)
     with staged_folder(folder) as staging:
         work.write(result.model, staging)
@@ -256,11 +254,6 @@ def _label_names(
         f"The labels given are {', '.join(labels)}, but {model} was trained for "
         f"{', '.join(known)}. Leave them out, or {other_head}"
     )
-
-
-def _goodness(value: float) -> float:
-    """NaN is worst of all."""
-    return -math.inf if math.isnan(value) else value
 
 
 def _labels(examples: Sequence[Any]) -> Iterator[Any]:

@@ -86,7 +86,7 @@ def ranks_of_own(
     similarities: Float[np.ndarray, "queries candidates"],
 ) -> Int[np.ndarray, " queries"]:
     """The rank of candidate `i` for query `i`, counted from 1: one more than the number of others
-    that are at least as similar.
+    that are at least as similar. With NaN, it is the last one.
     """
     own = np.diagonal(similarities)
-    return np.sum(similarities >= own[:, None], axis=1)
+    return np.sum(~(similarities < own[:, None]), axis=1)

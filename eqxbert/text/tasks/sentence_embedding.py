@@ -41,7 +41,10 @@ class SentenceEmbedding(Task[PairExample]):
 
     From pairs alone, a model learns to tell the text that belongs to another one from all others in
     the batch (`contrastive_loss`); from pairs with labels, to have these as the cosines between its
-    vectors (`similarity_loss`).
+    vectors (`similarity_loss`). `eqxbert.training.fit` is to be told:
+
+        fit(encoder.model, task.train_batches(pairs), optimizer, key=key, epochs=1, loss=task.loss,
+            evaluate=task.evaluator(others), best_metric=task.main_metric, best_is_highest=True)
 
     - `encoder`: whose model is trained.
     - `is_scored`: whether pairs have labels.

@@ -127,7 +127,8 @@ class Task(abc.ABC, Generic[E]):
 
     @abc.abstractmethod
     def evaluator(self, examples: Iterable[E | Mapping[str, Any]]) -> Callable[[Any], Metrics]:
-        """A function of the model that returns metrics, and the mean `loss`, over some examples.
+        """A function of the model that returns metrics over some examples; with the mean `loss`,
+        where the model has one.
 
         **Raises:** as `features`; the function, `ValueError` for a model with other labels.
         """
@@ -188,7 +189,7 @@ def _check_names(
         return
     config = BertConfig.from_pretrained(path_or_id)
     known, wanted = list(config.id2label.values()), list(config.replace(**names).id2label.values())
-    # Of another number, the head would not fit; without names of their own, they are given some.
+    # With another number of labels, loading fails anyway; default names may be replaced.
     if (
         model_class_of(config) is model_class
         and len(wanted) == len(known)

@@ -514,7 +514,7 @@ ONE = {"text": "a", "label": "yes"}
             "multi-label-classification",
             json.dumps(ONE | {"label": [{"a": 1}]}),
             {},
-            "Labels must be names, or all of them numbers from 0 on; got {'a': 1}",
+            "Labels must be names, or all of them numbers from 0 on; they are {'a': 1}",
         ),
         (
             "token-classification",

@@ -88,6 +88,9 @@ def test_ranks():
     similarities = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.5], [0.3, 0.2, 0.1]])
     ranks = eqxbert.text.tasks.metrics.ranks_of_own(similarities)
     assert ranks.tolist() == [1, 3, 3]
+    similarities[0, 1] = similarities[1, 1] = np.nan
+    ranks = eqxbert.text.tasks.metrics.ranks_of_own(similarities)
+    assert ranks.tolist() == [2, 3, 3]
 
 
 def test_what_is_written_is_the_encoder_with_its_settings(encoder, tmp_path: Path):
