@@ -69,10 +69,11 @@ def read_examples(
     examples, unused = [], {}
     for source, row in readers[path.suffix](path):
         if missing := [name for name in needed if row.get(name) is None]:
+            there = [name for name, value in row.items() if value is not None]
             nulls = "".join(f" ({name} is null)" for name in missing if name in row)
             raise ValueError(
                 f"{source} has no {' and no '.join(missing)}{nulls}, but "
-                f"{', '.join(row) or 'nothing'}. There must be {', '.join(needed)}; there may be "
+                f"{', '.join(there) or 'nothing'}. There must be {', '.join(needed)}; there may be "
                 f"{', '.join(f.name for f in fields if f.name not in needed) or 'no more'}."
             )
         known = {field.name: row.pop(field.name) for field in fields if field.name in row}

@@ -74,7 +74,7 @@ class TestJsonLines:
             ("[1]", "line 2 holds a JSON list, not an object"),
             ("null", "line 2 holds a JSON NoneType, not an object"),
             ('{"label": 1}', "line 2 has no text, but label. There must be text; there may be "),
-            ('{"text": null}', "line 2 has no text (text is null), but text"),
+            ('{"text": null}', r"line 2 has no text \(text is null\), but nothing\."),
             ("{}", "line 2 has no text, but nothing"),
         ],
     )
