@@ -1,6 +1,7 @@
 """The product that nearly all of BERT's time goes to."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,10 @@ from .platform import platform
 # left operand. The numbers are those of rows that it has fast code for: others take up to a third
 # longer than the next of these.
 _FEW_ROWS = (2, 3, 4, 8, 16, 20, 24, 32)
+
+# XLA on CPU adds one term after the other (up to 2,048), so that errors grow with the root of their
+# number. Sums in parts of so many err less than those of the libraries that PyTorch uses.
+_TERMS_OF_PART = 192
 
 
 def rounded_affine(
@@ -40,7 +45,8 @@ def affine(
     dtype = accumulation_dtype(x)
     is_half = dtype != x.dtype or dtype != weight.dtype
     # `rows` is no number in a program for any batch (`jax.export`).
-    if is_half or not (isinstance(rows, int) and _FEW_ROWS[0] <= rows <= _FEW_ROWS[-1]):
+    are_few = isinstance(rows, int) and _FEW_ROWS[0] <= rows <= _FEW_ROWS[-1]
+    if is_half or not are_few or _sums_in_parts(x):
         y = linear_product(x, weight)
         return y + align_trailing(bias.astype(dtype), y)
     filled = next(number for number in _FEW_ROWS if number >= rows)
@@ -60,9 +66,45 @@ def linear_product(
     once. (Left to itself, JAX takes them in float32, which is several times slower.) They have no
     derivatives forward, as by `jax.jvp`, then.
     """
-    if accumulation_dtype(x) == x.dtype == weight.dtype:
-        return _contract(x, weight, 1)
-    return _half_product(x, weight)
+    if accumulation_dtype(x) != x.dtype or x.dtype != weight.dtype:
+        return _half_product(x, weight)
+    return _product_in_parts(x, weight) if _sums_in_parts(x) else _contract(x, weight, 1)
+
+
+def _sums_in_parts(x: Float[Array, "*batch in_size"]) -> bool:
+    """Whether a product with `x` is to be as exact as float32 allows, where XLA's is not."""
+    config: Any = jax.config
+    is_highest = config.jax_default_matmul_precision in ("highest", "float32")
+    is_long = x.shape[-1] > _TERMS_OF_PART
+    return is_highest and is_long and x.dtype == jnp.float32 and platform() == "cpu"
+
+
+@jax.custom_jvp
+def _product_in_parts(
+    x: Float[Array, "*batch in_size"], weight: Float[Array, "out_size in_size"]
+) -> Float[Array, "*batch out_size"]:
+    """`x @ weight.T`, as the sum of products over `_TERMS_OF_PART` of the last axes at a time."""
+
+    def product(start: Any, terms: int) -> Float[Array, "*batch out_size"]:
+        x_part = lax.dynamic_slice_in_dim(x, start, terms, axis=-1)
+        weight_part = lax.dynamic_slice_in_dim(weight, start, terms, axis=-1)
+        return _contract(x_part, weight_part, 1)
+
+    # A loop, since all parts of all weights would be copied before anything else is done otherwise.
+    parts, rest = divmod(x.shape[-1], _TERMS_OF_PART)
+    y = product(parts * _TERMS_OF_PART, rest)
+    return lax.fori_loop(
+        0, parts, lambda part, y: y + product(part * _TERMS_OF_PART, _TERMS_OF_PART), y
+    )
+
+
+@_product_in_parts.defjvp
+def _product_in_parts_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Float[Array, "*batch out_size"], Float[Array, "*batch out_size"]]:
+    (x, weight), (x_tangent, weight_tangent) = primals, tangents
+    tangent = _contract(x_tangent, weight, 1) + _contract(x, weight_tangent, 1)
+    return _product_in_parts(x, weight), tangent
 
 
 def _contract(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
+from tolerances import FLOAT32_GRADIENT
 
 from eqxbert.nn import affine, linear_product
 
@@ -102,3 +104,42 @@ def test_affine_for_any_number_of_rows(rows):
     gradients = np.asarray(g) @ np.asarray(weight), np.asarray(g).T @ np.asarray(x), g.sum(0)
     for found, gradient in zip(backward(g), gradients, strict=True):
         np.testing.assert_allclose(found, gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("terms", [192, 193, 384, 400])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 20), (0,)])
+def test_sums_in_parts(batch, terms):
+    """As exact as float32 allows, with the same derivatives, those of derivatives as well."""
+    x, weight, g = operands((*batch, terms), 5, jnp.float32, jnp.float32)
+    bias = jnp.arange(5, dtype=jnp.float32)
+
+    def run(x, weight, bias):
+        y, backward = jax.vjp(affine, x, weight, bias)
+        return y, backward(g), jax.jvp(affine, (x, weight, bias), (x, weight, bias))[1]
+
+    def loss(x):
+        return jnp.sum(affine(x, weight, bias) ** 3)
+
+    with jax.default_matmul_precision("highest"):
+        results = jax.jit(run)(x, weight, bias)
+        second = jax.jvp(jax.grad(loss), (x,), (x,))[1]
+    wide = [np.asarray(a, np.float64) for a in (x, weight)]
+    exact = wide[0] @ wide[1].T + np.asarray(bias)
+    usual = jax.jit(run)(x, weight, bias), jax.jvp(jax.grad(loss), (x,), (x,))[1]
+    pairs = zip(jax.tree.leaves((results, second)), jax.tree.leaves(usual), strict=True)
+    for found, expected in [(results[0], exact), *pairs]:
+        scale = np.max(np.abs(expected), initial=1)
+        np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=FLOAT32_GRADIENT)
+
+
+def test_sums_in_parts_of_each_example_and_for_any_batch():
+    x, weight, _ = operands((4, 3, 400), 5, jnp.float32, jnp.float32)
+    weights = jnp.stack([weight, -weight, 2 * weight, weight])
+    with jax.default_matmul_precision("highest"):
+        together = jax.vmap(linear_product)(x, weights)
+        (rows,) = export.symbolic_shape("rows")
+        for_any = jax.ShapeDtypeStruct((rows, 400), x.dtype)
+        exported = export.export(jax.jit(linear_product))(for_any, weight)
+    alone = [linear_product(*pair) for pair in zip(x, weights, strict=True)]
+    np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(exported.call(x[0], weight), alone[0], rtol=1e-5, atol=1e-4)
