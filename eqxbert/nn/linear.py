@@ -12,7 +12,9 @@ class Linear(eqx.Module):
     """`y = x @ weight.T + bias` on the last axis of `x`, as `torch.nn.Linear`.
 
     The product accumulates in at least float32 whatever the parameters' dtype (on CPU this is also
-    what makes bfloat16 fast), and the result comes back in the dtype of `x`.
+    what makes bfloat16 fast), and the result comes back in the dtype of `x`. Under
+    `jax.default_matmul_precision("highest")`, long sums are cut into parts on a CPU, which errs
+    less and takes longer.
     """
 
     weight: Float[Array, "out_size in_size"]

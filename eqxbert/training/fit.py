@@ -79,7 +79,9 @@ def fit(
     """Trains a model.
 
     A run that was stopped, in whatever way, resumes from its last checkpoint. With the same
-    batches, the result is the same in every bit as that of a run that was not stopped.
+    batches, the result is the same in every bit as that of a run that was not stopped. If an
+    evaluation raises, a checkpoint is written before the error comes up, and the run that resumes
+    begins with that evaluation.
 
     **Arguments:**
 
@@ -166,17 +168,31 @@ def fit(
         )
         best_model = None
 
-        while number < total and not is_over:
-            state, metrics = step(state, next(batches))
-            number += 1
+        def is_due() -> bool:
+            return number == total or bool(evaluate_every and number % evaluate_every == 0)
+
+        def save() -> None:
+            if checkpoints is not None and number not in checkpoints.steps:
+                checkpoints.save(state, log.notes(), best_step=log.best_step)
+
+        # The evaluation of the step gone on from, if it failed.
+        is_owed = evaluator is not None and number > 0 and is_due() and not log.is_evaluated(number)
+        while is_owed or (number < total and not is_over):
             records = []
-            if number % log_every == 0 or number == total:
-                records.append(log.add_metrics(number, metrics))
-                if bar is not None:
-                    bar.show(number, records[-1])
-            is_due = number == total or (evaluate_every and number % evaluate_every == 0)
-            if evaluator is not None and is_due:
-                records.append(log.add_evaluation(number, evaluator(state.model)))
+            if not is_owed:
+                state, metrics = step(state, next(batches))
+                number += 1
+                if number % log_every == 0 or number == total:
+                    records.append(log.add_metrics(number, metrics))
+                    if bar is not None:
+                        bar.show(number, records[-1])
+            is_owed = False
+            if evaluator is not None and is_due():
+                try:
+                    records.append(log.add_evaluation(number, evaluator(state.model)))
+                except BaseException:
+                    save()  # so that what was trained is not lost with it
+                    raise
                 is_over = log.has_waited(patience)
                 if log.best_step == number and checkpoints is None:
                     best_model = jax.tree.map(jnp.copy, state.model)
@@ -187,10 +203,8 @@ def fit(
                 is_over = True
             if number == total or is_over:  # before a checkpoint says that all is done
                 _check_skipped(state)
-            if checkpoints is not None and (
-                is_due or is_over or (save_every and number % save_every == 0)
-            ):
-                checkpoints.save(state, log.notes(), best_step=log.best_step)
+            if is_due() or is_over or (save_every and number % save_every == 0):
+                save()
 
         if log.best_step in (None, number):
             best_model = state.model
@@ -353,6 +367,9 @@ class _Log:
         """The more, the better; NaN is worst of all."""
         value = self._sign * record[self._best_metric]
         return -math.inf if math.isnan(value) else value
+
+    def is_evaluated(self, step: int) -> bool:
+        return any(record["step"] == step for record in self.evaluations)
 
     def has_waited(self, patience: int | None) -> bool:
         """Whether the last evaluations, as many as `patience`, were no better than the best."""

@@ -220,6 +220,36 @@ def test_the_best_model_and_the_last_ones_are_kept(tmp_path, model):
     assert_equal(run(model, best_is_highest=True, **options).model, seen[5])
 
 
+@pytest.mark.parametrize("failing", [12, STEPS])
+def test_an_evaluation_that_fails_loses_nothing(tmp_path, model, failing):
+    done, seen = [], []
+    is_broken = True
+
+    def evaluate(model: Any) -> dict[str, float]:
+        if is_broken and len(done) == failing / 4 - 1:
+            raise StopError
+        done.append(float(jnp.sum(model.bert.embeddings.word.weight)))
+        return {"loss": done[-1]}
+
+    def note(state: TrainState, record: dict) -> None:
+        seen.append((record["step"], set(record)))
+
+    options = {"evaluate": evaluate, "evaluate_every": 4, "log_every": 1, "callbacks": [note]}
+    for _ in range(2):  # it may fail again
+        with pytest.raises(StopError):
+            run(model, folder=tmp_path, **options)
+        with Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.steps[-1] == failing
+    is_broken = False
+    seen.clear()
+    resumed = run(model, folder=tmp_path, **options)
+    assert seen[0] == (failing, {"step", "loss"})
+    whole = run(model, **options)
+    assert (resumed.evaluations, resumed.history) == (whole.evaluations, whole.history)
+    assert_equal(resumed.state, whole.state)
+    assert_equal(resumed.model, whole.model)
+
+
 def test_it_ends_when_evaluations_get_no_better(tmp_path, model):
     scores = iter([3.0, 2.0, 2.5, float("nan"), 1.0, 0.0])
     options = {"evaluate_every": 4, "patience": 2, "folder": tmp_path / "run"}
