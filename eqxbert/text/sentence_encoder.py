@@ -225,7 +225,8 @@ class SentenceEncoder:
         with _progress_bar(len(texts), show_progress_bar) as progress:
             for batch, rows in self._run(ids, output_value, prompt_length, tokens_per_batch):
                 for i, row in zip(batch.indices, rows, strict=False):
-                    results[i] = row[: len(ids[i])] if is_tokens else row
+                    # Not the batch's memory, of which the caller may keep but one text's.
+                    results[i] = row[: len(ids[i])].copy() if is_tokens else row
                 progress.update(len(batch.indices))
         if is_tokens:
             return results[0] if is_single else results
@@ -343,11 +344,23 @@ def _unit_length(x: Float[np.ndarray, "... size"]) -> Float[np.ndarray, "... siz
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
+def _distances(
+    a: Float[np.ndarray, "a size"], b: Float[np.ndarray, "b size"], order: int
+) -> Float[np.ndarray, "a b"]:
+    """From each to each, by the norm of that order. A column at a time: all differences together
+    would take `size` times as much memory as the result.
+    """
+    distances = np.empty((len(a), len(b)), np.result_type(a, b))
+    for column, vector in enumerate(b):
+        distances[:, column] = np.linalg.norm(a - vector, order, axis=-1)
+    return distances
+
+
 _SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cosine": lambda a, b: _unit_length(a) @ _unit_length(b).T,
     "dot": lambda a, b: a @ b.T,
-    "euclidean": lambda a, b: -np.stack([np.linalg.norm(a - row, axis=-1) for row in b], axis=-1),
-    "manhattan": lambda a, b: -np.stack([np.abs(a - row).sum(axis=-1) for row in b], axis=-1),
+    "euclidean": lambda a, b: -_distances(a, b, 2),
+    "manhattan": lambda a, b: -_distances(a, b, 1),
 }
 
 

@@ -79,6 +79,7 @@ def test_a_prompt_changes_the_vectors(encoder):
 
 def test_token_vectors_equal_sentence_transformers(encoder, reference):
     ours = encoder.encode(TEXTS, output_value="token_embeddings")
+    assert all(array.flags.owndata and array.flags.writeable for array in ours)
     expected = reference.encode(TEXTS, output_value="token_embeddings")
     assert [len(rows) for rows in ours] == [len(rows) for rows in expected]
     assert min(len(rows) for rows in ours) == 2
@@ -146,6 +147,8 @@ def test_similarity_equals_sentence_transformers(folder, reference, tmp_path, na
     assert encoder.similarity_fn_name == reference.similarity_fn_name == name
     assert max_difference(encoder.similarity(a, b), reference.similarity(a, b)) <= FLOAT32
     assert encoder.similarity(a[1], b).shape == (1, len(b))
+    assert encoder.similarity(a, b[:0]).shape == (len(a), 0)
+    assert encoder.similarity(a[:0], b).shape == (0, len(b))
     assert max_difference(encoder.similarity(a[1], b[2]), reference.similarity(a[1], b[2])) <= (
         FLOAT32
     )
