@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .files import HUB_OPTIONS, Location
+from .files import HUB_OPTIONS, Location, parse_json
 from .frozen_dict import FrozenDict
 
 CONFIG_FILE = "config.json"
@@ -199,12 +199,7 @@ class BertConfig:
     @classmethod
     def from_json_file(cls, path: str | Path) -> "BertConfig":
         """The configuration in a `config.json` (or in Google's `bert_config.json`)."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object.")
+        values = parse_json(Path(path).read_bytes(), path)
         try:
             return cls.from_dict(values)
         except ValueError as error:

@@ -132,13 +132,21 @@ def read_json(location: Location, name: str, default: Any = None, *, expected: t
     path = location.find(name)
     if path is None:
         return default
+    return parse_json(path.read_bytes(), path, expected=expected)
+
+
+def parse_json(text: str | bytes, source: str | Path, *, expected: type = dict) -> Any:
+    """What a JSON text holds, of `source`.
+
+    **Raises:** `ValueError` if it is not JSON, or not of the `expected` type.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(values, expected):
         kind = {dict: "an object", list: "an array"}[expected]
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not {kind}.")
+        raise ValueError(f"{source} holds a JSON {type(values).__name__}, not {kind}.")
     return values
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ..config import CONFIG_FILE
 from ..convert import staged_file
+from ..files import parse_json
 
 SETTINGS, METRICS, CHECKPOINTS = "training.json", "metrics.json", "checkpoints"
 
@@ -61,7 +62,7 @@ def open_run(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[s
                 f"{folder} holds something else: it has {' and '.join(there)}, but no {SETTINGS}."
             )
         return None
-    found = _read_json(path)
+    found = parse_json(path.read_bytes(), path)
     differences = [
         f"{name} is {found.get(name)!r} there and {value!r} here"
         for name, value in settings.items()
@@ -100,7 +101,8 @@ def has_checkpoints(folder: Path) -> bool:
 
 def read_metrics(folder: str | PathLike[str]) -> dict[str, Any]:
     """The metrics in the folder of a run that has ended, with NaN for null."""
-    return _with_nan(_read_json(Path(folder) / METRICS))
+    path = Path(folder) / METRICS
+    return _with_nan(parse_json(path.read_bytes(), path))
 
 
 def check_finite(model: Any, metrics: Mapping[str, Any], folder: Path) -> None:
@@ -152,16 +154,6 @@ def _model_files(folder: Path) -> list[str]:
 
 def _json_text(values: Any) -> str:
     return json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(values).__name__}.")
-    return values
 
 
 def _finite(values: Any) -> Any:

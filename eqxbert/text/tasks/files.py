@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ...files import parse_json
 from .examples import E
 from .multiple_choice import ChoiceExample
 from .question_answering import QuestionExample
@@ -104,17 +105,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 def _read_json_lines(path: Path) -> Iterator[Row]:
     for source, line in _lines(path):
         if line.strip():
-            yield source, _json(line, source)
-
-
-def _json(text: str, source: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} holds a JSON {type(values).__name__}, not an object.")
-    return values
+            yield source, parse_json(line, source)
 
 
 def _is_json(text: str) -> bool:
@@ -184,7 +175,7 @@ def _read_conll(path: Path) -> Iterator[Row]:
 
 
 def _read_squad(path: Path) -> Iterator[Row]:
-    values = _json(_text(path), str(path))
+    values = parse_json(_text(path), path)
     try:
         for article in values["data"]:
             for paragraph in article["paragraphs"]:
