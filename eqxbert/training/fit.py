@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from os import PathLike
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ..models.checkpointing import Policy
 from .batches import prefetch
 from .checkpoint import Checkpoints
 from .loss import Batch, LossFunction, model_loss
+from .progress import progress_bar
 from .step import TrainState, make_eval_step, make_train_step
 
 logger = logging.getLogger("eqxbert")
@@ -162,7 +162,7 @@ def fit(
                 "steps. Give more steps, or a new folder."
             )
         is_over = log.has_waited(patience)
-        bar = stack.enter_context(_progress_bar(progress, number, total))
+        bar = stack.enter_context(progress_bar(progress, number, total))
         batches = stack.enter_context(
             contextlib.closing(prefetch(_batches(train, number, total, epoch)))
         )
@@ -375,32 +375,3 @@ class _Log:
         """Whether the last evaluations, as many as `patience`, were no better than the best."""
         since = [r for r in self.evaluations if r["step"] > (self.best_step or 0)]
         return patience is not None and len(since) >= patience
-
-
-class _Bar:
-    """A progress bar, with the loss and the tokens per second."""
-
-    def __init__(self, bar: Any, step: int):
-        self._bar, self._step, self._start = bar, step, time.perf_counter()
-
-    def show(self, step: int, record: Record) -> None:
-        now = time.perf_counter()
-        speed = record["tokens"] * (step - self._step) / (now - self._start)
-        self._bar.set_postfix(loss=f"{record['loss']:.4g}", tokens_per_s=f"{speed:,.0f}")
-        self._bar.update(step - self._bar.n)
-        self._step, self._start = step, now
-
-
-@contextlib.contextmanager
-def _progress_bar(wanted: bool, step: int, total: int) -> Iterator[_Bar | None]:
-    if not wanted:
-        yield None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "The progress bar needs tqdm: pip install 'eqxbert[train]', or give progress=False."
-        ) from error
-    with tqdm(total=total, initial=step, unit="step") as bar:
-        yield _Bar(bar, step)

@@ -349,7 +349,7 @@ def test_the_progress_bar(model, monkeypatch):
             shown.append(self.n)
 
     ticks = itertools.count(0.0, 0.5)
-    module = importlib.import_module("eqxbert.training.fit")
+    module = importlib.import_module("eqxbert.training.progress")
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     out = run(model, steps=6, log_every=4, progress=True)
