@@ -18,7 +18,7 @@ from .platform import platform
 _FEW_ROWS = (2, 3, 4, 8, 16, 20, 24, 32)
 
 # XLA on CPU adds one term after the other (up to 2,048), so that errors grow with the root of their
-# number. Sums in parts of so many err less than those of the libraries that PyTorch uses.
+# number. Sums in parts of so many err about as much as those of the libraries that PyTorch uses.
 _TERMS_OF_PART = 192
 
 
@@ -91,6 +91,7 @@ def _product_in_parts(
         return _contract(x_part, weight_part, 1)
 
     # A loop, since all parts of all weights would be copied before anything else is done otherwise.
+    # It has derivatives of its own, usual products: it would keep something of each part for them.
     parts, rest = divmod(x.shape[-1], _TERMS_OF_PART)
     y = product(parts * _TERMS_OF_PART, rest)
     return lax.fori_loop(

@@ -350,10 +350,8 @@ def _distances(
     """From each to each, by the norm of that order. A column at a time: all differences together
     would take `size` times as much memory as the result.
     """
-    distances = np.empty((len(a), len(b)), np.result_type(a, b))
-    for column, vector in enumerate(b):
-        distances[:, column] = np.linalg.norm(a - vector, order, axis=-1)
-    return distances
+    columns = [np.linalg.norm(a - vector, order, axis=-1) for vector in b]
+    return np.reshape(columns, (len(b), len(a))).T
 
 
 _SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

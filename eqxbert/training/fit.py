@@ -80,8 +80,8 @@ def fit(
 
     A run that was stopped, in whatever way, resumes from its last checkpoint. With the same
     batches, the result is the same in every bit as that of a run that was not stopped. If an
-    evaluation raises, a checkpoint is written before the error comes up, and the run that resumes
-    begins with that evaluation.
+    evaluation raises, a checkpoint is written to `folder` before the error comes up, and the run
+    that resumes begins with that evaluation.
 
     **Arguments:**
 
